@@ -1,0 +1,231 @@
+"""Everything wrong with a spec, found before any work is done and without writing a byte.
+
+    check(spec)            what would stop `finlora finetune`; check(spec, "pretrain" | "evaluate" | "generate" | "doctor")
+    advice(spec)           what is not wrong, but seldom wise
+
+Problems are collected, not raised one by one, so that a user mends them all at once. What needs a sound part (the rank
+needs a model, the longest example needs data) is looked at only when that part is sound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import registry
+from .errors import FinloraError
+from .spec import Spec, as_dict, resolve, spec_from_dict
+
+VERBS = ("finetune", "pretrain", "evaluate", "generate", "doctor")
+LONGEST = 16  # of a task's examples, by characters, are counted in tokens
+
+
+def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
+    """The problems that would stop `verb`, none if it can begin. Reads the data and the model's config, not its weights."""
+    assert verb in VERBS, verb
+    problems: list[FinloraError] = []
+    _try(problems, lambda: spec_from_dict(as_dict(spec)))
+    if problems:
+        return problems
+    _device(spec, problems)
+    if verb == "pretrain":
+        _pretraining(spec, problems)
+    else:
+        codec = _try(problems, lambda: resolve(spec.codec))
+        method = _try(problems, lambda: resolve(spec.method)) if verb in ("finetune", "doctor") else None
+        folder = _model(spec, problems)
+        if method:
+            _fits(spec, codec, method, folder, problems)
+        if verb != "generate":
+            examples = _tasks(spec, verb, problems)
+            if folder and examples and not problems:
+                _lengths(spec, folder, examples, problems)
+    if verb in ("finetune", "pretrain", "evaluate"):
+        _out(spec, problems)
+    return list({str(problem): problem for problem in problems}.values())
+
+
+def advice(spec: Spec) -> list[str]:
+    """What a sound spec would seldom want, with the usual value."""
+    record, config = resolve(spec.method)
+    lr, out = spec.train.lr, []
+    if record.trains_base and lr > 1e-3:
+        out.append(f"train.lr = {lr:g} is high for a method that trains every weight; 1e-5 to 5e-4 is usual")
+    if not record.trains_base and lr < 2e-5:
+        out.append(f"train.lr = {lr:g} is low for an adapter; 1e-4 to 1e-3 is usual")
+    if not record.trains_base and lr > 1e-2:
+        out.append(f"train.lr = {lr:g} is high for an adapter; 1e-4 to 1e-3 is usual")
+    if spec.data.validation == 0 and not spec.train.steps and spec.train.epochs > 5:
+        out.append(f"train.epochs = {spec.train.epochs:g} without held-out examples: data.validation = 0.1 would show overfitting")
+    return out
+
+
+def verb_of(spec: Spec) -> str:
+    """The verb that a spec is meant for: `pretrain` where it names texts or an architecture, else `finetune`."""
+    return "pretrain" if spec.data.text or spec.model.config else "finetune"
+
+
+def _try(problems: list[FinloraError], action: Callable[[], Any]) -> Any:
+    """What `action` returns; its error becomes a problem and the answer None."""
+    try:
+        return action()
+    except FinloraError as error:
+        problems += error.problems
+        return None
+
+
+def _device(spec: Spec, problems: list[FinloraError]) -> None:
+    from .model import device_of
+
+    _try(problems, lambda: device_of(spec.run.device))
+
+
+def _model(spec: Spec, problems: list[FinloraError]) -> Path | None:
+    """The model's local folder, None where it is not local or not sound."""
+    from .model import locate
+
+    where = _try(problems, lambda: locate(spec.model.name, spec.model.online))
+    if spec.model.adapter:
+        adapter = Path(spec.model.adapter).expanduser()
+        if not (adapter / "adapter_config.json").is_file():
+            problems.append(FinloraError(f"model.adapter: `{spec.model.adapter}` is not an adapter folder, it has no adapter_config.json", "name the `adapter` folder of a run"))
+        elif not (adapter / "adapter_model.safetensors").is_file():
+            problems.append(FinloraError(f"model.adapter: `{spec.model.adapter}` holds no adapter_model.safetensors", "pickled adapters are refused: convert them to safetensors first"))
+    if where is None or not Path(where).is_dir():
+        return None
+    return Path(where) if _try(problems, lambda: _config(Path(where))) is not None else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+    except (OSError, ValueError):
+        pass
+    raise FinloraError(f"model.name: {folder / 'config.json'} is not a model's configuration", "fetch the model again")
+
+
+def _fits(spec: Spec, codec: Any, method: Any, folder: Path | None, problems: list[FinloraError]) -> None:
+    """Whether method, codec and the model's layers go together."""
+    record, config = method
+    if codec and not codec[0].lossless:
+        if record.trains_base:
+            problems.append(FinloraError(f"method.kind = \"{record.name}\" trains the base itself and cannot do so over the lossy codec.kind = \"{codec[0].name}\"", "write codec.kind = \"none\", or choose an adapter method such as lora"))
+        elif record.refresh:
+            problems.append(FinloraError(f"method.kind = \"{record.name}\" rewrites the base as it goes, and over the lossy codec.kind = \"{codec[0].name}\" its errors add up", "write codec.kind = \"none\""))
+    if folder is None:
+        return
+    from .model import matches
+
+    found = layers(_config(folder))
+    targets = [*spec.method.targets] if isinstance(spec.method.targets, tuple) else spec.method.targets
+    chosen = {name: shape for name, shape in found.items() if matches(name, targets)}
+    if found and not chosen:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
+        problems.append(FinloraError(f"method.targets = {json.dumps(targets)} names no layer of {spec.model.name}", f"its layers are called {', '.join(kinds)}"))
+    rank = getattr(config, "rank", None)
+    if rank and chosen:
+        name, (n_out, n_in) = min(chosen.items(), key=lambda item: min(item[1]))
+        if rank > min(n_out, n_in):
+            problems.append(FinloraError(f"method.rank = {rank} is above the layer {name}, whose weight is {n_out} x {n_in}", f"use a rank of at most {min(n_out, n_in)}"))
+
+
+def layers(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """{name of a linear: (out, in)} by a model's config.json, for the two shapes of name that we know; else empty."""
+    if config.get("model_type") == "gpt2":
+        d = config.get("n_embd", 768)
+        inner = config.get("n_inner") or 4 * d
+        of = {"attn.c_attn": (3 * d, d), "attn.c_proj": (d, d), "mlp.c_fc": (inner, d), "mlp.c_proj": (d, inner)}
+        return {f"transformer.h.{k}.{name}": shape for k in range(config.get("n_layer", 12)) for name, shape in of.items()}
+    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3") or not isinstance(config.get("hidden_size"), int):
+        return {}
+    d, heads = config["hidden_size"], config.get("num_attention_heads") or 1
+    size = config.get("head_dim") or d // heads
+    q, kv, inner = heads * size, (config.get("num_key_value_heads") or heads) * size, config.get("intermediate_size") or 4 * d
+    of = {"self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, q),
+          "mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d), "mlp.down_proj": (d, inner)}  # fmt: skip
+    return {f"model.layers.{k}.{name}": shape for k in range(config.get("num_hidden_layers", 1)) for name, shape in of.items()}
+
+
+def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[str, list[Any]]:
+    """{task: its examples} of all splits that the verb reads."""
+    from .rows import read_examples
+
+    wanted: list[tuple[str, str, int]] = []
+    if verb != "evaluate":
+        wanted += [(name, "train", 0) for name in spec.data.tasks]
+        if not spec.data.tasks:
+            problems.append(FinloraError("data.tasks is empty: there is nothing to learn from", "`finlora list tasks` shows what there is"))
+    wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in spec.evaluate.tasks or spec.data.tasks]
+    picked = {name: _try(problems, lambda name=name: registry.pick("task", name)) for name in dict.fromkeys(name for name, _, _ in wanted)}
+    found: dict[str, list[Any]] = {}
+    for name, split, limit in dict.fromkeys(wanted):
+        task = picked[name]
+        if task is None:
+            continue
+        examples = _try(problems, lambda task=task, split=split, limit=limit: read_examples(task, split, spec.data.dir, limit or None))
+        found.setdefault(name, []).extend(examples or [])
+    for name in dict.fromkeys(spec.evaluate.tasks or spec.data.tasks):
+        task = picked.get(name)
+        if task is not None and not task.labels and "say" not in spec.evaluate.ways:
+            problems.append(FinloraError(f"evaluate.ways = [\"choose\"], but the label list of task `{name}` is empty: it is answered in free text", "write evaluate.ways = [\"say\"]"))
+    return found
+
+
+def _lengths(spec: Spec, folder: Path, examples: dict[str, list[Any]], problems: list[FinloraError]) -> None:
+    """Whether the longest examples fit the row and the model's context."""
+    if spec.data.too_long == "cut":
+        return
+    from .model import load_tokenizer
+    from .text import choose_template, prompt_text, render
+
+    context = _config(folder).get("max_position_embeddings") or _config(folder).get("n_positions") or 1 << 30
+    tokenizer = load_tokenizer(str(folder))
+    template = _try(problems, lambda: choose_template(tokenizer, spec.data.template))
+    if template is None:
+        return
+    room = min(context, spec.data.row_tokens or context)
+    place = f"the model's context of {context}" if room == context else f"data.row_tokens = {room}"
+    for name, some in examples.items():
+        for example in sorted(some, key=lambda e: -len(prompt_text(e)))[:LONGEST]:
+            n = len(render(example, tokenizer, True, template).ids)
+            if n - 1 > room:
+                problems.append(FinloraError(f"example `{example.id}` of task `{name}` has {n} tokens, more than {place}", "set data.too_long = \"cut\" to cut its context from the left" + ("" if room == context else ", or raise data.row_tokens")))
+                break
+
+
+def _pretraining(spec: Spec, problems: list[FinloraError]) -> None:
+    from .corpus import files
+
+    if not spec.model.config:
+        problems.append(FinloraError("model.config is empty: pretraining needs an architecture", 'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}'))
+    for path in _try(problems, lambda: files(spec.data.text)) or ():
+        if not path.stat().st_size:
+            problems.append(FinloraError(f"data.text: `{path}` is empty", "remove it or give another file"))
+    if spec.data.row_tokens < 8:
+        problems.append(FinloraError(f"data.row_tokens = {spec.data.row_tokens}: pretraining cuts documents into rows", "set it to 256 or more"))
+    if spec.model.tokenizer not in ("", "train") and not (Path(spec.model.tokenizer).expanduser() / "tokenizer.json").is_file():
+        problems.append(FinloraError(f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json", "write `train` to make one from the text"))
+
+
+def _out(spec: Spec, problems: list[FinloraError]) -> None:
+    import os
+
+    from .runs import refusal
+
+    if (clash := refusal(spec)) is not None:
+        problems.append(clash)
+        return
+    above = next(folder for folder in _upwards(Path(spec.run.out).absolute()) if folder.exists())
+    if not above.is_dir():
+        problems.append(FinloraError(f"run.out: `{above}` is a file, so nothing can be written below it", "name another folder"))
+    elif not os.access(above, os.W_OK):
+        problems.append(FinloraError(f"run.out: `{above}` cannot be written to", "name another folder"))
+
+
+def _upwards(path: Path) -> Iterator[Path]:
+    yield path
+    yield from path.parents

@@ -1,0 +1,142 @@
+"""Checkpoints: safetensors and a manifest, written whole or not at all, verified when read.
+
+A checkpoint is a folder.  It is written beside its place under a temporary name, flushed to disk, and renamed; the
+manifest holds the sha256 of each file, so that a torn or altered one is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .errors import FinloraError
+
+MANIFEST = "manifest.json"
+
+
+def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = False) -> Path:
+    """Make `folder` by calling `write(temporary)` and renaming: it appears complete or not at all.
+
+    Raises: FinloraError when the disk is full or not writable; nothing is left behind and an existing folder is untouched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        old = None
+        if folder.exists():
+            if not replace:
+                raise FinloraError(f"`{folder}` exists already", "name another folder, or ask for it to be overwritten")
+            old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.old"
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # safetensors raises its own kind for a failed write
+        raise FinloraError(f"cannot write `{folder}`: {_first_line(error)}", "free some disk space or choose another folder, then run again") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise FinloraError(f"cannot write `{folder}`: {_first_line(error)}", "free some disk space or choose another folder, then run again") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], meta: dict[str, Any]) -> Path:
+    """Write groups of named tensors and a JSON value as one checkpoint."""
+
+    def write(temporary: Path) -> None:
+        digests = {}
+        for group, named in tensors.items():
+            file = temporary / f"{group}.safetensors"
+            save_file({k: v.detach().contiguous().cpu() for k, v in named.items()}, file)
+            digests[file.name] = digest(file)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        digests["meta.json"] = digest(temporary / "meta.json")
+        (temporary / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+
+    return atomic_folder(Path(folder), write, replace=True)
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Read what `save` wrote, after checking every file against the manifest.
+
+    Raises: FinloraError naming the file that is missing or altered.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FinloraError(f"`{folder}` is not a checkpoint: {_first_line(error)}", "remove the folder and resume from the one before") from error
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, wanted in manifest.items():
+        file = folder / Path(name).name
+        if not file.is_file() or digest(file) != wanted:
+            raise FinloraError(f"checkpoint file `{file}` is missing or altered", "remove the checkpoint's folder and resume from the one before")
+        if file.suffix == ".safetensors":
+            tensors[file.stem] = read_tensors(file)
+    return tensors, json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+
+
+def latest(root: Path) -> Path | None:
+    """The newest sound checkpoint under `root` (folders step-NNNNNNNN); unsound ones are passed over."""
+    for folder in sorted(Path(root).glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if all(digest(folder / Path(name).name) == wanted for name, wanted in manifest.items()):
+                return folder
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def tidy(root: Path, keep: int, spare: set[str] = frozenset()) -> None:
+    """Drop all but the newest `keep` checkpoints and those named in `spare`, and whatever a killed write left."""
+    root = Path(root)
+    for folder in sorted(root.glob("step-*"))[:-keep]:
+        if folder.name not in spare:
+            shutil.rmtree(folder, ignore_errors=True)
+    for leftover in [*root.glob(".*.part"), *root.glob(".*.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file.  Raises FinloraError where it is not one."""
+    try:
+        with safe_open(file, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}
+    except Exception as error:
+        raise FinloraError(f"`{file}` is not a readable safetensors file: {_first_line(error)}", "save it again") from error
+
+
+def digest(file: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    h = hashlib.sha256()
+    with open(file, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as f:
+        os.fsync(f.fileno())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,47 @@
+"""finlora evaluate"""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from . import shared
+
+
+def command(
+    model: shared.ModelName = None,
+    adapter: shared.Adapter = None,
+    task: shared.Tasks = None,
+    data: shared.DataDir = None,
+    codec: shared.Codec = None,
+    way: Annotated[Optional[list[str]], typer.Option("--way", "-w", help="choose (likeliest label) or say (free text). Repeatable; both by default.")] = None,
+    limit: Annotated[Optional[int], typer.Option("--limit", "-n", help="Examples of each task; all by default.")] = None,
+    split: Annotated[Optional[str], typer.Option("--split", help="Which part of the data; test by default.")] = None,
+    out: shared.Out = None,
+    set: shared.Sets = None,
+    online: shared.Online = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")] = False,
+) -> None:
+    """Grade a model on tasks, with intervals, beside the majority and naive Bayes floors.
+
+    [dim]finlora evaluate -t tone[/dim]
+    [dim]finlora evaluate -m finlora/base -a runs/fpb/adapter -t fpb --data data/ --codec nf4[/dim]
+    """
+    from ..check import check
+    from ..spec import Spec, digest, with_overrides
+    from .progress import Progress
+
+    wanted = with_overrides(Spec(), *(set or ()))
+    wanted = shared.with_flags(
+        wanted, model__name=model, model__adapter=adapter, model__online=online or None, codec__kind=codec, data__tasks=task, data__dir=data,
+        evaluate__tasks=task, evaluate__ways=way, evaluate__limit=limit, evaluate__split=split, run__out=out, run__overwrite=overwrite or None,
+    )  # fmt: skip
+    if wanted.run.out == Spec().run.out:  # a folder for each different evaluation, so that the same one again resumes
+        wanted = shared.with_flags(wanted, run__out=f"runs/evaluate-{digest(wanted)[:8]}")
+    shared.refuse(check(wanted, "evaluate"))
+    from ..evaluate import run
+
+    with Progress() as progress:
+        run(wanted, progress=progress)
+    shared.show_receipt(wanted.run.out)

@@ -1,0 +1,102 @@
+"""finlora list methods|codecs|tasks"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    family: Annotated[str, typer.Argument(metavar="methods|codecs|tasks", help="What to list.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="As JSON: a list of objects, each with `name`.")] = False,
+) -> None:
+    """Show what there is: methods, codecs or tasks.
+
+    [dim]finlora list codecs[/dim]
+    """
+    rows = members(family)
+    if json:
+        import json as js
+
+        typer.echo(js.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold cyan")
+    table.add_column()
+    for row in rows:
+        facts = (f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in row.items() if key not in ("name", "about", "kind") and value not in ("", {}))
+        table.add_row(row["name"], Text.assemble(row["about"], ("\n" + ", ".join(facts), "dim")))
+    Console(highlight=False).print(table)
+
+
+def members(family: str) -> list[dict[str, Any]]:
+    """One object a member: name, a line about it, and what tells it from its kin.
+
+    Raises: FinloraError for a family that is none.
+    """
+    from .. import registry
+    from ..errors import unknown
+
+    kind = family.removesuffix("s")
+    if kind not in registry.FAMILIES:
+        raise unknown("list", family, ["methods", "codecs", "tasks"])
+    out = []
+    for name in registry.names(kind):
+        record = registry.pick(kind, name)
+        out.append({"name": name, "about": _about(kind, name), **_FACTS[kind](record)})
+        if kind == "task":
+            import sys
+
+            folder, _ = registry.FAMILIES[kind]
+            variants = getattr(sys.modules[f"finlora.{folder}.{name}"], "VARIANTS", {})
+            out += [{"name": f"{name}@{variant}", "about": getattr(task, "errata", "") or _about(kind, name), **_FACTS[kind](task)} for variant, task in sorted(variants.items())]
+    return out
+
+
+def _about(kind: str, name: str) -> str:
+    """The first sentence of the member's module docstring."""
+    import re
+    import sys
+
+    from ..registry import FAMILIES
+
+    first = (sys.modules[f"finlora.{FAMILIES[kind][0]}.{name}"].__doc__ or "").split("\n\n")[0]
+    words = re.sub(r" \((?=[^()]*(?:\d{4}|et al))[^()]*\)", "", " ".join(first.split()))  # without citations, whose full stops end no sentence
+    return re.split(r"(?<=\w)\. ", words)[0].rstrip(".")
+
+
+def _options(config: type) -> dict[str, Any]:
+    import dataclasses
+
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+
+
+def _method(record: Any) -> dict[str, Any]:
+    return {"adapter": not record.trains_base, "to_lora": record.to_lora is not None, "options": _options(record.config)}
+
+
+def _codec(record: Any) -> dict[str, Any]:
+    import torch
+
+    bits = record.bits(record.config(), (1024, 1024), torch.float32)
+    return {"bits_per_weight": round(bits, 4), "lossless": record.lossless, "options": _options(record.config)}
+
+
+def _task(record: Any) -> dict[str, Any]:
+    return {"kind": record.kind, "labels": [*record.labels], "way": record.way, "licence": getattr(record.source, "licence", "")}
+
+
+_FACTS = {"method": _method, "codec": _codec, "task": _task}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(str, value))
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)

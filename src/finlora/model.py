@@ -1,0 +1,410 @@
+"""Models: any causal language model of transformers, with its linears on our seam.  The only importer of transformers.
+
+A model is split where memory asks for it: `hidden(model, batch)` gives the last hidden states (B, T, D) and `head(model)`
+the output layer, so that logits are never formed whole.  Packed rows go through transformers' attention interface under
+the name "finlora"; nothing of transformers is patched.
+
+Linears are chosen by a rule: `all-linear` (every linear but the output head, as in QLoRA), a list of names
+("q_proj", "mlp.down_proj"), or a regular expression ("re:layers\\.[0-3]\\..*").  GPT-2's Conv1D, which keeps (in, out), is
+turned round on its way in.  All linears take the codec; those that the rule names take the method.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import attention as packed
+from .data import Batch
+from .errors import FinloraError, unknown
+from .linear import Linear, Route, build
+from .loss import Head
+from .registry import pick
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+BASE = "finlora/base"
+FAMILIES = {"llama": "LlamaConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
+
+
+class Model(nn.Module):
+    """A causal language model whose linears are on the seam.
+
+    body: the transformers model. route: which adapter answers. linears: the rewired ones by name.
+    """
+
+    def __init__(self, body: nn.Module, tokenizer: Any, name: str, dtype: torch.dtype):
+        super().__init__()
+        self.body, self.tokenizer, self.name, self.dtype = body, tokenizer, name, dtype
+        self.route = Route()
+        self.linears: dict[str, Linear] = {}
+        self.turned: set[str] = set()  # linears that the family keeps as (in, out)
+        self.__dict__["compiled"] = None
+
+    @property
+    def config(self) -> Any:
+        return self.body.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.body.parameters()).device
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row of tokens that the model's positions allow."""
+        return int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def device_of(name: str = "auto") -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`.  Raises FinloraError where there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise unknown("device", name, ["auto", "cpu", "cuda"], "run.device")
+    if name.startswith("cuda"):
+        n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int((name.split(":") + ["0"])[1]) >= n:
+            raise FinloraError(f"run.device is `{name}` but this machine has {n} CUDA devices", "write device = \"auto\"")
+    return torch.device(name)
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype.  `auto`: bfloat16 where the device multiplies it natively, else float32 (on a CPU without it
+    bfloat16 is tens of times slower)."""
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if name not in table:
+        raise unknown("dtype", name, ["auto", *table], "run.dtype")
+    return table[name]
+
+
+def open_model(
+    name: str = BASE,
+    *,
+    codec: str | None = None,
+    codec_config: Any = None,
+    method: str | None = None,
+    method_config: Any = None,
+    targets: str | Sequence[str] = "all-linear",
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    online: bool = False,
+    adapter: str | Path | None = None,
+) -> Model:
+    """Open a pretrained model, its linears kept by `codec` and, with `method`, adapted.
+
+    name: `finlora/base` (embedded), a local Hugging Face folder, or a hub id (only with `online=True`).
+    codec: None is `none`, or with `adapter` the codec that the adapter was trained over.
+    adapter: a folder that finlora or PEFT saved; it brings its own method.
+    Raises: FinloraError for a folder that is no model, pickled weights, a hub id while offline, a device that is not here.
+    """
+    where, dev = locate(name, online), device_of(device)
+    kind = dtype_of(dtype, dev)
+    body, tokenizer = _load(where, kind, online)
+    model = Model(body.to(dev), tokenizer, name, kind)
+    if adapter is not None:
+        from .adapters import attach_adapter, read_config
+
+        if codec is None:
+            _, own = read_config(adapter)
+            codec = own.get("codec", "none")
+            codec_config = pick("codec", codec).config(**own.get("codec_config", {}))
+        rewire(model, codec=codec, codec_config=codec_config, seed=seed)
+        attach_adapter(model, adapter)
+    elif method is not None or codec is not None:
+        rewire(model, codec=codec or "none", codec_config=codec_config, method=method, method_config=method_config, targets=targets, seed=seed)
+    else:
+        model.requires_grad_(False)
+    return model.eval()
+
+
+def new_model(config: dict[str, Any], tokenizer: Any, seed: int = 0, *, dtype: str = "auto", device: str = "auto") -> Model:
+    """A model from scratch.
+
+    config: `family` (llama, gpt2, qwen2, qwen3, mistral) and that family's own transformers settings.
+    """
+    _quiet()
+    import transformers
+
+    settings = dict(config)
+    family = settings.pop("family", "llama")
+    if family not in FAMILIES:
+        raise unknown("model family", family, FAMILIES, "model.config.family")
+    settings.update(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    _register()
+    made = getattr(transformers, FAMILIES[family])(**settings)
+    dev = device_of(device)
+    kind = dtype_of(dtype, dev)
+    torch.manual_seed(seed)
+    body = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="finlora")
+    # Masters stay float32: the compute dtype of a from-scratch run is the business of the training step.
+    model = Model(body.to(dev), tokenizer, family, kind)
+    return model.eval()
+
+
+def locate(name: str, online: bool = False) -> str:
+    """The folder (or hub id) behind a model's name, checked: no pickle, no network unless asked."""
+    if name == BASE:
+        folder = Path(__file__).parent / "embedded" / "base"
+        if not (folder / "config.json").is_file():
+            raise FinloraError("this installation of finlora lacks its embedded base model", "reinstall the package, or name another model")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+        if looks_like_path:
+            raise FinloraError(f"model.name: there is no folder `{name}`", "name a Hugging Face folder, a hub id or finlora/base")
+        if not online:
+            raise FinloraError(f"model.name: `{name}` is no local folder, and finlora is offline", "to fetch it from the hub write model.online = true")
+        return name
+    if not (folder / "config.json").is_file():
+        raise FinloraError(f"model.name: `{name}` is not a model folder, it has no config.json", "name the folder that save_pretrained wrote")
+    if not list(folder.glob("*.safetensors")):
+        pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        if pickles:
+            raise FinloraError(f"model.name: `{name}` holds pickled weights ({pickles[0]}), which can run code when read", "convert them to safetensors first")
+        raise FinloraError(f"model.name: `{name}` holds no weights (*.safetensors)", "name a folder with model.safetensors")
+    return str(folder)
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _load(where: str, dtype: torch.dtype, online: bool) -> tuple[nn.Module, Any]:
+    _quiet()
+    import transformers
+
+    _register()
+    options = {"local_files_only": not online}
+    try:
+        body = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, attn_implementation="finlora", use_safetensors=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FinloraError(f"model.name: cannot open `{where}`: {first}", "check that the folder is a complete causal language model with its tokenizer") from error
+    return body, tokenizer
+
+
+def load_tokenizer(where: str) -> Any:
+    """The tokenizer of a local folder."""
+    _quiet()
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+
+
+def wrap_tokenizer(raw: Any, max_tokens: int) -> Any:
+    """A trained `tokenizers.Tokenizer` as a transformers tokenizer with the special tokens <s>, </s>, <pad>."""
+    _quiet()
+    import transformers
+
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=max_tokens, clean_up_tokenization_spaces=False
+    )
+
+
+def _register() -> None:
+    """Make `attn_implementation="finlora"` known to transformers, through its public interface."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    known = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
+
+    def attend(module, query, key, value, attention_mask, finlora_layout=None, **options):
+        if finlora_layout is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        odd = [k for k, v in options.items() if v is not None and k not in known and not k.startswith("output_")]
+        if odd:
+            raise FinloraError(f"packed rows: attention of {type(module).__name__} asks for `{odd[0]}`, which packing does not serve", "set data.row_tokens = 0 to give each example its own row")
+        out = packed.packed_attention(query, key, value, finlora_layout, options.get("scaling"), options.get("dropout") or 0.0, options.get("sliding_window"))
+        return out, None
+
+    AttentionInterface.register("finlora", attend)
+    AttentionMaskInterface.register("finlora", sdpa_mask)
+
+
+def save(model: Model, folder: str | Path, replace: bool = False) -> None:
+    """Write the model as a plain Hugging Face folder, its linears dense again with the active adapter merged in.
+
+    Weights are kept in the compute dtype.  Raises: FinloraError where the folder exists or the disk is full.
+    """
+    from .checkpoint import atomic_folder
+
+    atomic_folder(Path(folder), lambda t: _write(model, t), replace)
+
+
+def _write(model: Model, folder: Path) -> None:
+    state = {k: v for k, v in model.body.state_dict().items() if not any(k.startswith(n + ".") for n in model.linears)}
+    for name, linear in model.linears.items():
+        W = linear.merged(model.route.active) if model.route.active in linear.adapters else linear.merged(None)
+        state[f"{name}.weight"] = (W.T if name in model.turned else W).contiguous()
+        if linear.bias is not None:
+            state[f"{name}.bias"] = linear.bias.detach()
+    kind = model.dtype
+    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in state.items()}
+    model.body.save_pretrained(folder, state_dict=state)
+    model.tokenizer.save_pretrained(folder)
+
+
+# -- linears ---------------------------------------------------------------------------------------------------------
+
+
+def find_linears(body: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and Conv1D of the body by name, but the output head and whatever shares an embedding's weight."""
+    shared = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding)}
+    head_module = body.get_output_embeddings()
+    return {
+        name: module
+        for name, module in body.named_modules()
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        and module is not head_module
+        and id(module.weight) not in shared
+    }
+
+
+def matches(name: str, rule: str | Sequence[str]) -> bool:
+    """Whether a linear's name is named by the rule."""
+    rules = [rule] if isinstance(rule, str) else list(rule)
+    for r in rules:
+        if r == "all-linear" or (r.startswith("re:") and re.fullmatch(r[3:], name)):
+            return True
+        if not r.startswith("re:") and (name == r or name.endswith("." + r)):
+            return True
+    return False
+
+
+def rewire(
+    model: Model,
+    *,
+    codec: str = "none",
+    codec_config: Any = None,
+    method: str | None = None,
+    method_config: Any = None,
+    targets: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+    stats: dict[str, Any] | None = None,
+) -> Model:
+    """Put the model's linears on the seam, in place, one at a time, and freeze what the method does not train.
+
+    Each adapter is drawn from its own generator, seeded by (seed, name of the linear), so that neither the order of the
+    linears nor what was drawn before can change it.
+    Raises: FinloraError where the targets match no linear.
+    """
+    c, m = pick("codec", codec), pick("method", method) if method else None
+    codec_config = c.config() if codec_config is None else codec_config
+    method_config = (m.config() if m else None) if method_config is None else method_config
+    found = find_linears(model.body)
+    chosen = {name for name in found if matches(name, targets)}
+    if m and not chosen:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
+        raise FinloraError(f"method.targets: `{targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
+    if m and m.trains_base and not c.lossless:
+        raise FinloraError(f"method `{m.name}` trains the base itself and cannot do so over the lossy codec `{c.name}`", "write codec.kind = \"none\", or choose an adapter method such as lora")
+    model.requires_grad_(bool(m and m.trains_base))
+    for name, module in found.items():
+        W = module.weight.detach()
+        if type(module).__name__ == "Conv1D":
+            W = W.T.contiguous()
+            model.turned.add(name)
+        try:
+            linear = build(
+                W,
+                None if module.bias is None else module.bias.detach(),
+                codec=c,
+                codec_config=codec_config,
+                method=m if name in chosen else None,
+                method_config=method_config if name in chosen else None,
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode())),
+                stats=None if stats is None else stats.get(name),
+                dtype=model.dtype,
+                route=model.route,
+            )
+        except FinloraError as error:
+            raise FinloraError(f"{name}: {error.message}", error.hint) from error
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.body.get_submodule(parent), leaf, linear.to(model.device))
+        model.linears[name] = linear
+    model.route.active = "default" if m else None
+    return model
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+
+def hidden(model: Model, batch: Batch) -> torch.Tensor:
+    """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each."""
+    model.route.rows = batch.rows
+    base = model.body.base_model
+    call = base if model.compiled is None else model.compiled
+    if packed.is_plain(batch):
+        return call(input_ids=batch.ids, use_cache=False).last_hidden_state
+    where = packed.layout(batch)
+    # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)
+    out = base(input_ids=batch.ids, position_ids=batch.pos, attention_mask=mask, use_cache=False, finlora_layout=where)
+    if not where.served:
+        raise FinloraError(f"packed rows: {type(base).__name__} does not pass attention options to its layers", "set data.row_tokens = 0 to give each example its own row")
+    return out.last_hidden_state
+
+
+def head(model: Model) -> Head:
+    """The output layer as a value: weight, bias, and the scaling or soft cap that some families put on logits."""
+    out, config = model.body.get_output_embeddings(), model.config
+    scale = 1.0
+    if getattr(config, "logit_scale", None):
+        scale *= config.logit_scale
+    if getattr(config, "logits_scaling", None):
+        scale /= config.logits_scaling
+    return Head(out.weight, getattr(out, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def logits(model: Model, x: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of hidden states (..., D), in float32; for a few positions only."""
+    return head(model).logits(x).float()
+
+
+def recompute(model: Model, on: bool = True) -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    if on:
+        model.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.body.gradient_checkpointing_disable()
+
+
+def compile_body(model: Model) -> None:
+    """Compile the body for rows of one document (pretraining); packed rows keep the eager body."""
+    # Not by plain assignment, which would register the compiled body as a second submodule.
+    model.__dict__["compiled"] = torch.compile(model.body.base_model, dynamic=False)
+
+
+def bits_per_weight(model: Model) -> float:
+    """Stored bits per weight over the linears (not head, embeddings, norms or adapters), with all metadata."""
+    total = bits = 0
+    for module in list(model.linears.values()) or list(find_linears(model.body).values()):
+        n = module.weight.numel() if not isinstance(module, Linear) else module.shape[0] * module.shape[1]
+        kept = getattr(module, "store", None)
+        bits += 8 * kept.nbytes() if kept is not None else n * 8 * model.dtype.itemsize
+        total += n
+    return bits / total

@@ -1,0 +1,60 @@
+"""A run's folder: what is in it, who may write to it, and when it is finished.
+
+    spec.toml  log.jsonl  checkpoints/  adapter/ or model/  records/  receipt.json
+
+The receipt is written last, so a folder with a receipt is a finished run.  A folder that holds another run, or anything
+else of the user's, is never written to unless `run.overwrite` says so; and then only what a run makes is removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from . import receipt, spec as specs
+from .errors import FinloraError
+
+OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "tensorboard", "tokenizer")
+
+
+def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
+    """(the run's folder, its receipt if the same spec has finished there already).
+
+    Raises: FinloraError where the folder belongs to another run or holds something else.
+    """
+    folder = Path(spec.run.out)
+    clash = refusal(spec)
+    if clash is not None:
+        raise clash
+    if folder.exists() and spec.run.overwrite:
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (folder / "receipt.json").exists():
+        return folder, receipt.read(folder / "receipt.json")
+    receipt.write_text(folder / "spec.toml", specs.dump(spec))
+    return folder, None
+
+
+def refusal(spec: specs.Spec) -> FinloraError | None:
+    """Why the run's folder may not be written to, or None."""
+    folder = Path(spec.run.out)
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return FinloraError(f"run.out: `{folder}` is a file", "name a folder")
+    held = [p.name for p in folder.iterdir() if not p.name.endswith((".part", ".old"))]
+    if not held or spec.run.overwrite:
+        return None
+    if not (folder / "spec.toml").exists():
+        return FinloraError(f"run.out: `{folder}` holds files that are not a run's (`{sorted(held)[0]}`)", "name an empty or new folder")
+    try:
+        other = specs.load_spec(folder / "spec.toml")
+    except FinloraError:
+        other = None
+    if other is None or specs.digest(other) != specs.digest(spec):
+        return FinloraError(f"run.out: `{folder}` holds another run, with a different spec", "name another folder, or set run.overwrite = true to replace it")
+    if spec.run.resume == "never":
+        return FinloraError(f"run.out: `{folder}` holds this run already and run.resume is `never`", "set run.overwrite = true to start afresh")
+    return None

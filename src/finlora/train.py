@@ -1,0 +1,267 @@
+"""The one loop, for pretraining and fine-tuning alike.
+
+`step` is a function of (model, batches): it adds up nats and divides by the whole step's weight, known before any
+backward pass, so that cutting a step into micro-batches changes neither loss nor gradient.  `fit` repeats it: schedule,
+clipping, validation, checkpoints.  It knows neither tasks nor methods; who calls it composes those.
+
+A run can be killed at any moment.  Everything that decides the next step is in the last checkpoint (trainable tensors,
+optimiser, step, torch's random state), the order of the data is a function of (seed, step), and so a resumed run is bitwise
+the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint, optim
+from .data import Batch, collate, members, pack
+from .errors import FinloraError
+from .logs import Logs
+from .loss import token_sums
+from .model import Model, head, hidden
+from .text import Tokens
+
+
+class Interrupted(FinloraError):
+    """The user stopped the run; its state is saved."""
+
+
+def step(model: Model, batches: Sequence[Batch]) -> tuple[float, float]:
+    """One optimiser step's loss and gradient, left in `.grad`: (sum of nats, sum of weights).
+
+    The gradient is that of nats / weight over all the batches together.
+    """
+    total = sum(float(b.weights.sum()) for b in batches)
+    if total <= 0:
+        raise FinloraError("no token of this step has a weight: there is nothing to learn", "check that the examples have answers")
+    nats = 0.0
+    for batch in batches:
+        batch = batch.to(model.device)
+        with _autocast(model):
+            x = hidden(model, batch)
+        part, _ = token_sums(x, head(model), batch.targets, batch.weights)
+        (part / total).backward()
+        nats += float(part.detach())
+    return nats, total
+
+
+@torch.no_grad()
+def mean_nats(model: Model, tokens: Sequence[Tokens], row_tokens: int, micro_rows: int = 1) -> float:
+    """Nats per weighted token over held-out examples."""
+    nats = weight = 0.0
+    for batch in batches_of(sorted(tokens, key=len), row_tokens, micro_rows, model.compiled is not None):
+        batch = batch.to(model.device)
+        with _autocast(model):
+            x = hidden(model, batch)
+        part, w = token_sums(x, head(model), batch.targets, batch.weights)
+        nats, weight = nats + float(part), weight + float(w)
+    return nats / weight
+
+
+def batches_of(tokens: Sequence[Tokens], row_tokens: int, micro_rows: int, fixed: bool = False) -> list[Batch]:
+    """The examples packed into rows of `row_tokens` (0: a row each) and cut into micro-batches of `micro_rows` rows.
+
+    fixed: every batch has the full shape (micro_rows, row_tokens), for a compiled body.
+    """
+    rows: list[list[Tokens]] = pack(tokens, row_tokens) if row_tokens else [[t] for t in tokens]
+    if fixed and row_tokens:
+        rows += [[] for _ in range(-len(rows) % micro_rows)]
+        return [collate(rows[k : k + micro_rows], row_tokens) for k in range(0, len(rows), micro_rows)]
+    return [collate(rows[k : k + micro_rows]) for k in range(0, len(rows), micro_rows)]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what a checkpoint keeps beside tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    first: list[float] = field(default_factory=list)
+    best: float = math.inf
+    best_step: int = -1
+    worse: int = 0
+    val: list[list[float]] = field(default_factory=list)
+    stopped: str = ""
+
+
+def fit(
+    model: Model,
+    train: Sequence[Tokens],
+    settings: Any,
+    *,
+    row_tokens: int,
+    seed: int,
+    folder: Path | None = None,
+    validation: Sequence[Tokens] = (),
+    progress: Any = None,
+    logs: Logs | None = None,
+) -> dict[str, Any]:
+    """Train the model's trainable parameters on `train`; returns the receipt's "train" section.
+
+    settings: a spec.Train. folder: the run's folder (checkpoints/, log.jsonl); None keeps nothing. validation: examples
+    to watch. A checkpoint found in the folder is resumed from.
+    Raises: FinloraError when the loss is not finite or explodes (the last good checkpoint is kept); Interrupted on
+    Ctrl-C, after saving.
+    """
+    if not train:
+        raise FinloraError("there are no training examples", "check data.tasks, data.dir and data.max_train")
+    if not model.trainable():
+        raise FinloraError("nothing is trainable", "choose a method, such as lora")
+    total = settings.steps or max(1, math.ceil(len(train) * settings.epochs / settings.batch))
+    optimizer = optim.adamw(model, settings)
+    root = None if folder is None else folder / "checkpoints"
+    at = _resume(model, optimizer, root) if root is not None else Progress()
+    logs = logs or Logs(folder)
+    logs.rewind(at.step)
+    look = settings.validate_every or max(1, math.ceil(len(train) / settings.batch))
+    save_every = settings.checkpoint_every or look
+    if progress:
+        progress.start("train", total)
+    with _Interrupt() as interrupt:
+        while at.step < total and not at.stopped:
+            began = time.perf_counter()
+            chosen = [train[i] for i in members(at.step, settings.batch, len(train), seed)]
+            model.train()
+            nats, weight = step(model, batches_of(chosen, row_tokens, settings.micro_rows, model.compiled is not None))
+            loss = nats / weight
+            _check_loss(loss, at, settings, model, root)
+            norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.clip or math.inf)
+            rate = optim.set_rate(optimizer, settings.lr, optim.share(at.step, total, settings))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            at.step += 1
+            n_tokens = sum(len(t.ids) - 1 for t in chosen)
+            at.tokens, at.examples = at.tokens + n_tokens, at.examples + len(chosen)
+            spent = time.perf_counter() - began
+            at.seconds += spent
+            at.first = [*at.first, loss][:5]
+            if at.step % settings.log_every == 0 or at.step == total:
+                logs.write(step=at.step, loss=loss, lr=rate, grad_norm=float(norm), tokens=at.tokens, seconds=at.seconds)
+            if progress:
+                progress.step(at.step, loss=loss, lr=rate, tokens_per_s=n_tokens / spent, eta=(total - at.step) * at.seconds / at.step)
+            looked = bool(validation) and (at.step % look == 0 or at.step == total)
+            if looked:
+                _look(model, validation, row_tokens, settings, at, logs, progress)
+            if root is not None and (looked or at.step % save_every == 0 or at.step == total or at.stopped or interrupt.asked):
+                _save(model, optimizer, root, at, settings.keep)
+            if interrupt.asked and at.step < total:
+                where = f"saved at step {at.step} of {total} in `{folder}`" if folder else "nothing was saved: the run has no folder"
+                raise Interrupted(f"stopped by the user, {where}", "run the same command again to resume")
+    if settings.patience and at.best_step not in (-1, at.step) and root is not None:
+        tensors, _ = checkpoint.load(root / f"step-{at.best_step:08d}")
+        _put(model, tensors["trainable"])
+    if progress:
+        progress.done()
+    model.eval()
+    curve = logs.curve()
+    return {
+        "steps": at.step,
+        "examples": at.examples,
+        "tokens": at.tokens,
+        "seconds": at.seconds,
+        "tokens_per_s": at.tokens / at.seconds,
+        "loss_first": at.first[0],
+        "loss_last": curve[-1][1] if curve else None,
+        "curve": curve,
+        "val": at.val,
+        "best_step": at.best_step if validation else None,
+        "stopped": at.stopped,
+    }
+
+
+def _look(model, validation, row_tokens, settings, at: Progress, logs: Logs, progress: Any) -> None:
+    model.eval()
+    value = mean_nats(model, validation, row_tokens, settings.micro_rows)
+    at.val.append([at.step, value])
+    logs.write(step=at.step, val_loss=value)
+    if progress:
+        progress.note(f"step {at.step}: validation loss {value:.4f}")
+    if value < at.best:
+        at.best, at.best_step, at.worse = value, at.step, 0
+    else:
+        at.worse += 1
+        if settings.patience and at.worse >= settings.patience:
+            at.stopped = f"no better validation loss in {at.worse} looks"
+
+
+def _check_loss(loss: float, at: Progress, settings: Any, model: Model, root: Path | None) -> None:
+    """Refuse to take a step from a loss that is not a number, or far above where the run began."""
+    first = sum(at.first) / len(at.first) if at.first else math.inf
+    # Twice the uniform guess is the floor: a run that starts near zero may rise without harm.
+    limit = settings.max_loss or max(4 * first, 2 * math.log(head(model).weight.shape[0]))
+    if math.isfinite(loss) and loss <= limit:
+        return
+    last = checkpoint.latest(root) if root is not None else None
+    kept = f"the last good checkpoint is `{last}`" if last else "no checkpoint had been written yet"
+    what = f"exploded to {loss:.1f} nats (limit {limit:.1f})" if math.isfinite(loss) else f"became {loss}"
+    raise FinloraError(f"the loss {what} at step {at.step + 1}; {kept}", "lower train.lr, or lengthen train.warmup, and run again")
+
+
+def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progress, keep: int) -> None:
+    rng = {"cpu": torch.get_rng_state()}
+    if model.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(model.device)
+    tensors = {"trainable": dict(model.trainable()), "optimizer": optim.state_tensors(optimizer), "rng": rng}
+    checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
+    checkpoint.tidy(root, keep, {f"step-{at.best_step:08d}"})
+
+
+def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progress:
+    folder = checkpoint.latest(root)
+    if folder is None:
+        return Progress()
+    tensors, meta = checkpoint.load(folder)
+    _put(model, tensors["trainable"])
+    optim.load_state(optimizer, tensors["optimizer"])
+    torch.set_rng_state(tensors["rng"]["cpu"])
+    if "cuda" in tensors["rng"] and model.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng"]["cuda"], model.device)
+    return Progress(**meta)
+
+
+def _put(model: Model, tensors: dict[str, torch.Tensor]) -> None:
+    own = model.trainable()
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[0]
+        raise FinloraError(f"the checkpoint does not fit this run: `{odd}` is on one side only", "set run.overwrite = true to start afresh")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(tensors[name])
+
+
+def _autocast(model: Model) -> torch.autocast:
+    """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
+    masters = next(model.body.parameters()).dtype
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16 and masters == torch.float32)
+
+
+class _Interrupt:
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps; a second one stops at once."""
+
+    asked = False
+
+    def __enter__(self) -> _Interrupt:
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        for s, handler in self._old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,131 @@
+"""Fine-tuning, from a spec to a receipt: examples -> tokens -> the one loop -> adapter -> graded on the test split.
+
+    finetune(spec)     everything below, resumable, into one run folder
+    words(spec, ...)   the training and validation tokens of a spec, and what is in them
+
+This file composes; it holds no loop and no method of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import adapters, measure, model as models, receipt, rows, runs, spec as specs, text
+from .errors import FinloraError
+from .logs import Logs
+from .registry import pick
+from .text import Tokens
+from .train import fit
+
+
+def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
+    """Tune spec.model on spec.data with spec.method over spec.codec, grade it, and return the receipt.
+
+    The run folder then holds adapter/ (PEFT's format; model/ for full fine-tuning), records/, log.jsonl and receipt.json.
+    A run that was cut off goes on from its last checkpoint; one that has finished returns its receipt.
+    Raises: FinloraError, with nothing of the user's written over.
+    """
+    from . import evaluate
+
+    _, codec_config = specs.resolve(spec.codec)
+    method, method_config = specs.resolve(spec.method)
+    folder, finished = runs.begin(spec)
+    if finished is not None:
+        if progress:
+            progress.note(f"{folder} is finished already; this is its receipt")
+        return finished
+    torch.manual_seed(spec.run.seed)
+    model = models.open_model(
+        spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
+        method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
+        seed=spec.run.seed, online=spec.model.online, adapter=spec.model.adapter or None,
+    )  # fmt: skip
+    if spec.model.adapter:
+        adapters.train_adapter(model)
+    if spec.train.recompute:
+        models.recompute(model)
+    train, held, told_data = words(spec, model)
+    if progress:
+        progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
+    meter = measure.meter(model.device)
+    told = fit(
+        model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held,
+        progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
+    )  # fmt: skip
+    told.update({k: v for k, v in meter.read().items() if k != "seconds"})
+    _save(model, method, folder)
+    results = evaluate.results(
+        model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
+        limit=spec.evaluate.limit, max_new=spec.evaluate.max_new, batch_tokens=spec.evaluate.batch_tokens,
+        template=told_data["template"], folder=folder, progress=progress,
+    )  # fmt: skip
+    out = receipt.new("finetune", folder.name, specs.as_dict(spec))
+    out.update(
+        model={
+            "name": spec.model.name,
+            "params": sum(p.numel() for p in model.parameters()) + _stored(model),
+            "trainable": sum(p.numel() for p in model.trainable().values()),
+            "bits_per_weight": models.bits_per_weight(model),
+        },
+        method=spec.method.kind,
+        codec=spec.codec.kind,
+        data=told_data["sets"],
+        template=told_data["template"],
+        cut=told_data["cut"],
+        train=told,
+        results=results,
+    )
+    receipt.write(folder / "receipt.json", out)
+    return out
+
+
+def words(spec: specs.Spec, model: models.Model) -> tuple[list[Tokens], list[Tokens], dict[str, Any]]:
+    """(training tokens, validation tokens, {"template", "cut", "sets"}) of a spec's tasks.
+
+    Validation is split off by cluster, before anything is left out; examples longer than a row are refused or cut as
+    `data.too_long` says, and counted.
+    """
+    template = text.choose_template(model.tokenizer, spec.data.template)
+    most = min(spec.data.row_tokens or model.max_tokens, model.max_tokens)
+    train: list[Tokens] = []
+    held: list[Tokens] = []
+    sets, cut = [], 0
+    for name in spec.data.tasks:
+        task = pick("task", name)
+        examples = rows.read_examples(task, "train", spec.data.dir or None)
+        digest = rows.file_digest(task, "train", spec.data.dir or None)
+        kept, out = rows.split_validation(examples, spec.data.validation, spec.run.seed)
+        kept = _first(kept, spec.data.max_train, spec.run.seed)
+        for chosen, into in ((kept, train), (out, held)):
+            tokens = [text.render(e, model.tokenizer, True, template) for e in chosen]
+            cut += sum(len(t.ids) - 1 > most for t in tokens)
+            into.extend(text.fit(t, most, spec.data.too_long) for t in tokens)
+        sets.append({"task": name, "split": "train", "rows": len(kept), "validation": len(out), "sha256": digest})
+    if not train:
+        raise FinloraError("data.tasks names no task", "for example data.tasks = [\"tone\"]")
+    return train, held, {"template": template, "cut": cut, "sets": sets}
+
+
+def _first(examples: Sequence[Any], most: int, seed: int) -> list[Any]:
+    """`most` of the examples, drawn by the seed (0: all), in their first order."""
+    if not most or most >= len(examples):
+        return list(examples)
+    from .data import order
+
+    return [examples[i] for i in sorted(order(len(examples), seed, 0)[:most])]
+
+
+def _save(model: models.Model, method: Any, folder: Path) -> None:
+    if method.trains_base:
+        models.save(model, folder / "model", replace=True)
+    else:
+        adapters.save_adapter(model, folder / "adapter", replace=True)
+
+
+def _stored(model: models.Model) -> int:
+    """Weights that live in stores, which are buffers and not parameters."""
+    return sum(linear.shape[0] * linear.shape[1] for linear in model.linears.values() if linear.store is not None)

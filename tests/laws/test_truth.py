@@ -1,0 +1,110 @@
+"""The laws of truth over the scorer and over a toy task; tasks of the package meet them in their own tests."""
+
+import math
+
+import laws_truth as law
+import pytest
+
+from finlora import score
+from finlora.text import Example
+
+N = 900
+
+
+def _read(text, labels):
+    word = text.strip().strip(".").lower()
+    return word if word in labels else None
+
+
+def _mark(gold, answer):
+    return float(gold == answer)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    shares = [0] * 3 + [1] * 5 + [2] * 2
+    return [
+        Example(f"e{k}", (("user", f"news {k}"),), law.LABELS[shares[k % 10]], law.LABELS[shares[k % 10]], "", law.LABELS)
+        for k in range(N)
+    ]
+
+
+def test_gold_is_perfect(examples):
+    law.gold_is_perfect(examples, _read, _mark)
+
+
+def test_permuted_is_chance(examples):
+    law.permuted_is_chance(examples, _read, _mark)
+
+
+def test_silence_is_zero(examples):
+    law.silence_is_zero(examples, _read, _mark)
+
+
+def test_the_task_laws_can_fail(examples):
+    with pytest.raises(AssertionError):  # a label that is read as another
+        law.gold_is_perfect(examples, lambda t, labels: labels[1] if t == "positive" else _read(t, labels), _mark)
+    with pytest.raises(AssertionError):  # a grader that leaks the gold
+        law.permuted_is_chance(examples, _read, lambda g, a: 1.0)
+    with pytest.raises(AssertionError):  # garbage counts as neutral
+        law.silence_is_zero(examples, lambda t, labels: _read(t, labels) or "neutral", _mark)
+
+
+@pytest.mark.parametrize("per", [1, 4])
+def test_order_is_nothing(per):
+    law.order_is_nothing(law.sample(per=per))
+
+
+def test_order_is_nothing_for_fractional_marks():
+    records = [law.record(k, "x", "y", f"d{k % 50}", mark=math.sin(k) ** 2) for k in range(400)]
+    assert score.accuracy(records) == score.accuracy(records[::-1])
+    assert score.interval(records, draws=200) == score.interval(records[::-1], draws=200)
+
+
+def test_hash_seed_is_nothing():
+    law.hash_seed_is_nothing(law.sample(per=3))
+
+
+@pytest.mark.parametrize("n,per", [(2, 1), (40, 1), (40, 4)])
+def test_never_certain(n, per):
+    right = [law.record(k, law.LABELS[k % 3], law.LABELS[k % 3], f"d{k // per}" if per > 1 else "") for k in range(n)]
+    law.never_certain(right, [law.record(r.id, r.gold, None, r.cluster) for r in right])
+
+
+def test_copies_add_nothing():
+    law.copies_add_nothing(law.sample())
+
+
+def test_no_free_unreadable():
+    value, inflated = law.no_free_unreadable()
+    assert inflated - value > 0.08  # the trap is wide enough to be seen
+
+
+def test_the_published_f1_is_the_inflated_one():
+    """What the trap looks like: raw wrong strings in the usual weighted F1 give 2a / (1 + a)."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    golds = [law.LABELS[k % 3] for k in range(3000)]
+    raw = [g if (k // 3) % 10 < 8 else f" {g}?" for k, g in enumerate(golds)]
+    assert metrics.f1_score(golds, raw, average="weighted", zero_division=0) == pytest.approx(2 * 0.8 / 1.8, abs=1e-9)
+    records = [law.record(k, g, r) for k, (g, r) in enumerate(zip(golds, raw))]
+    assert score.weighted_f1(records, law.LABELS) == pytest.approx(0.8, abs=1e-9)
+
+
+@pytest.mark.parametrize("p,n", [(0.5, 150), (0.65, 577), (0.8, 150), (0.9, 577)])
+def test_wilson_covers(p, n):
+    """0.94 to 0.96 with three sigma of Monte Carlo (20,000 trials: 0.0046)."""
+    assert 0.94 - 0.0046 <= law.wilson_coverage(p, n) <= 0.96 + 0.0046
+
+
+def test_wilson_covers_near_the_edge():
+    """p 0.95 of 50, where mean plus or minus 1.96 standard errors covers 0.92."""
+    assert law.wilson_coverage(0.95, 50) >= 0.94
+
+
+def test_the_cluster_bootstrap_covers():
+    """Macro F1 and accuracy of 50 clusters of 4 alike records, 120 worlds (three sigma: 0.06).
+
+    Counting the records as independent covers 0.75 and 0.74.
+    """
+    for covered in law.bootstrap_coverage(50, 4, (0.2, 0.5, 0.3), 0.8, 0.6, trials=120, draws=300):
+        assert covered >= 0.95 - 0.06
