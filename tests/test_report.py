@@ -74,7 +74,7 @@ def make_run(folder, name, kind, method, codec, accuracies, seed, train=True, bi
         made["train"] = {
             "steps": steps, "examples": 1500, "tokens": 90_000, "seconds": seconds, "tokens_per_s": 90_000 / seconds, "peak_bytes": peak,
             "peak_how": "largest resident set, sampled every 10 ms", "loss_first": curve[0][1], "loss_last": curve[-1][1],
-            "curve": curve, "val": [[s, 0.55 + 1.9 * math.exp(-s / 22)] for s in range(20, steps + 1, 20)],
+            "curve": curve, "val": [[s, 0.5 + 0.03 * seed + 1.9 * math.exp(-s / 22)] for s in range(20, steps + 1, 20)],
         }  # fmt: skip
     for task, accuracy in accuracies.items():
         records = make_records(accuracy, seed, say_share=0.03 if name == "base" else 0.0)
@@ -98,6 +98,15 @@ def make_runs(root):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The smallest comparison: two runs on one task."""
+    root = tmp_path_factory.mktemp("two")
+    make_run(root / "a", "a", "finetune", "lora", "none", {"tone": 0.7}, 1)
+    make_run(root / "b", "b", "finetune", "lora", "nf4", {"tone": 0.7}, 2, bits=4.5)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -261,23 +270,23 @@ def test_one_bare_receipt_makes_a_page(tmp_path):
     assert "svg" not in reader.tags and reader.tags.count("table") >= 1
 
 
-def test_bad_asks_are_refused(tmp_path, runs):
+def test_bad_asks_are_refused(tmp_path, two):
     with pytest.raises(FinloraError, match="no folder"):
         report.build(tmp_path / "gone", tmp_path / "out")
     with pytest.raises(FinloraError, match="no receipts under"):
         report.build(tmp_path, tmp_path / "out")
     with pytest.raises(FinloraError, match="no run is named `loar`"):
-        report.build(runs, tmp_path / "out", baseline="loar")
+        report.build(two, tmp_path / "out", baseline="loar")
     (tmp_path / "file").write_text("")
     with pytest.raises(FinloraError, match="cannot write"):
-        report.build(runs, tmp_path / "file")
+        report.build(two, tmp_path / "file")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_receipts_make_the_same_page(runs, tmp_path):
-    first = report.build(runs, tmp_path / "1", baseline="full").read_bytes()
-    assert first == report.build(runs, tmp_path / "2", baseline="full").read_bytes()
-    assert b"Against full" in first and b"Against lora" not in first
+def test_the_same_receipts_make_the_same_page(two, tmp_path):
+    first = report.build(two, tmp_path / "1", baseline="b").read_bytes()
+    assert first == report.build(two, tmp_path / "2", baseline="b").read_bytes()
+    assert b"Against b" in first and b"Against a<" not in first
 
 
 def test_repeated_names_are_told_apart(tmp_path):
@@ -307,11 +316,22 @@ def test_plots_are_themed_xml_with_apart_labels():
     assert plots.trade_off([], "x", "y", "t") == "" and plots.learning([], "t") == ""
 
 
-def test_smoothing_keeps_a_level_and_starts_unbiased():
-    assert plots.smooth([2.0] * 60) == pytest.approx([2.0] * 60, abs=1e-12)  # rounding of 60 sums
-    ramp = plots.smooth([float(k) for k in range(100)])
-    assert ramp[0] == 0 and all(a < b for a, b in zip(ramp, ramp[1:])) and ramp[-1] < 99
-    assert plots.smooth([]) == []
+def test_smoothing_neither_lags_nor_bends():
+    level, ramp = [2.0] * 60, [float(k) for k in range(100)]
+    assert plots.smooth(level) == pytest.approx(level, abs=1e-12)  # rounding of 60 sums
+    assert plots.smooth(ramp) == pytest.approx(ramp[:-2] + [97.5, 98.0], abs=1e-9)  # a mean of the past alone would lie above a falling line
+    assert plots.span(100) == 5 and plots.smooth([0.0] * 50 + [5.0] + [0.0] * 49)[48:53] == pytest.approx([1.0] * 5)
+    assert plots.smooth([]) == [] and plots.smooth([3.0]) == [3.0]
+
+
+def test_floors_and_cost_of_grading_keep_their_how():
+    made = receipt.new("evaluate", "base", {}) | {"cost": {"peak_bytes": 5e8, "peak_how": "VmHWM"}}
+    floor = {"metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "how": "Wilson"}}, "how": "of the graded examples"}
+    result = {"metrics": {"accuracy": {"value": 0.6, "low": 0.5, "high": 0.7, "how": "Wilson"}}, "floors": {"majority": floor}}
+    table = tables.build([made | {"results": {"t": result}}])
+    at = {c.key: k for k, c in enumerate(table.columns)}
+    assert table.lines[0].cells[at["t.accuracy"]].about == "Wilson, of the graded examples"
+    assert table.lines[1].cells[at["peak_mb"]].text == "–" and "500 MB, VmHWM" in table.lines[1].cells[at["peak_mb"]].about
 
 
 def test_unreadable_counts_and_shares():

@@ -27,8 +27,34 @@ LAYERS = {
     "values": {"errors", "registry", "fields", "spec", "receipt"},
     "mathematics": {"linear", "codecs", "structures", "methods", "loss"},
     "words": {"text", "tasks", "score", "data", "rows", "floors", "corpus", "tokenizer", "xbrl"},
-    "bodies": {"model", "adapters", "attention", "calibrate", "checkpoint", "memory", "parallel", "optim", "measure", "logs", "runs"},
-    "verbs": {"train", "scratch", "tune", "compress", "generate", "evaluate", "study", "export", "serve", "report", "check", "doctor", "quickstart"},
+    "bodies": {
+        "model",
+        "adapters",
+        "attention",
+        "calibrate",
+        "checkpoint",
+        "memory",
+        "parallel",
+        "optim",
+        "measure",
+        "logs",
+        "runs",
+    },
+    "verbs": {
+        "train",
+        "scratch",
+        "tune",
+        "compress",
+        "generate",
+        "evaluate",
+        "study",
+        "export",
+        "serve",
+        "report",
+        "check",
+        "doctor",
+        "quickstart",
+    },
     "edge": {"cli", "__init__", "__main__"},
 }
 BELOW = {
@@ -63,7 +89,18 @@ ONLY_IN = {  # third-party package -> the only places that may import it
     "tensorboard": {"logs"},
     "wandb": {"logs"},
 }
-NO_TORCH = LAYERS["values"] | {"text", "tasks", "score", "rows", "floors", "corpus", "report", "cli", "__init__", "__main__"}
+NO_TORCH = LAYERS["values"] | {
+    "text",
+    "tasks",
+    "score",
+    "rows",
+    "floors",
+    "corpus",
+    "report",
+    "cli",
+    "__init__",
+    "__main__",
+}
 
 
 def unit(path: Path) -> str:
@@ -122,7 +159,11 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", named(FILES))
 def test_outside_packages_enter_by_their_door(path):
-    wrong = [f"line {line}: {name}" for name, line in imports(path) if unit(path) not in ONLY_IN.get(name.split(".")[0], {unit(path)})]
+    wrong = [
+        f"line {line}: {name}"
+        for name, line in imports(path)
+        if unit(path) not in ONLY_IN.get(name.split(".")[0], {unit(path)})
+    ]
     assert not wrong, wrong
 
 
@@ -147,7 +188,11 @@ def test_files_are_short(path):
 def test_every_public_name_has_a_docstring(path):
     wrong = [] if ast.get_docstring(tree(path)) else ["the module"]
     for node in tree(path).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+        if (
+            isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+        ):
             wrong.append(f"{node.name} (line {node.lineno})")
     assert not wrong, wrong
 
@@ -176,7 +221,12 @@ def test_no_member_is_named_outside_its_file(path):
     wrong = []
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Compare):
-            words = {c.value for side in (node.left, *node.comparators) for c in ast.walk(side) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+            words = {
+                c.value
+                for side in (node.left, *node.comparators)
+                for c in ast.walk(side)
+                if isinstance(c, ast.Constant) and isinstance(c.value, str)
+            }
             sides = " ".join(ast.unparse(side) for side in (node.left, *node.comparators))
             for kind in ("codec", "method"):
                 hits = words & set(registry.names(kind))
@@ -188,12 +238,31 @@ def test_no_member_is_named_outside_its_file(path):
 @pytest.mark.parametrize("path", named(FILES))
 def test_nothing_is_left_undone_and_no_machine_is_named(path):
     text = path.read_text(encoding="utf-8")
-    for pattern in ("TO" + "DO", "FIX" + "ME", r"\bXX" + r"X\b", "NotImplemented" + "Error", "/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/"):
+    for pattern in (
+        "TO" + "DO",
+        "FIX" + "ME",
+        r"\bXX" + r"X\b",
+        "NotImplemented" + "Error",
+        "/wo" + "rk/",
+        "/ro" + "ot/",
+        "/ho" + "me/",
+    ):
         assert not re.search(pattern, text), pattern
 
 
 def test_public_names():
-    assert finlora.__all__ == ["FinloraError", "Spec", "evaluate", "finetune", "generate", "load_spec", "new_model", "open_model", "pretrain", "report"]
+    assert finlora.__all__ == [
+        "FinloraError",
+        "Spec",
+        "evaluate",
+        "finetune",
+        "generate",
+        "load_spec",
+        "new_model",
+        "open_model",
+        "pretrain",
+        "report",
+    ]
     assert sorted(finlora.__all__) == sorted(finlora._HOMES)
     assert set(finlora.__all__) <= set(dir(finlora))
     with pytest.raises(AttributeError, match="no public name `fine_tune`"):
@@ -206,24 +275,38 @@ def test_public_names_are_where_we_say_and_typed(name):
     path = PACKAGE / f"{home}.py" if (PACKAGE / f"{home}.py").exists() else PACKAGE / home / "__init__.py"
     defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert attribute in defined, f"{home} does not define {attribute}"
-    guarded = next(node for node in tree(PACKAGE / "__init__.py").body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    guarded = next(
+        node
+        for node in tree(PACKAGE / "__init__.py").body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     stubs = {alias.asname or alias.name: (node.module, alias.name) for node in guarded.body for alias in node.names}
     assert stubs[name] == (home, attribute)
 
 
 def fresh(code: str) -> str:
     """What `code` prints in a new interpreter."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""},
+    )
     return done.stdout
 
 
 def test_import_finlora_loads_nothing_heavy():
-    heavy = fresh("import sys, finlora; finlora.load_spec, finlora.Spec(); print(*(m for m in ('torch', 'numpy', 'transformers', 'rich', 'typer') if m in sys.modules))")
+    heavy = fresh(
+        "import sys, finlora; finlora.load_spec, finlora.Spec(); print(*(m for m in ('torch', 'numpy', 'transformers', 'rich', 'typer') if m in sys.modules))"
+    )
     assert heavy.split() == []
 
 
 def test_help_loads_nothing_heavy():
-    heavy = fresh("import sys; from finlora.cli import main; main(['--help']); print('|', *(m for m in ('torch', 'numpy', 'transformers', 'peft') if m in sys.modules))")
+    heavy = fresh(
+        "import sys; from finlora.cli import main; main(['--help']); print('|', *(m for m in ('torch', 'numpy', 'transformers', 'peft') if m in sys.modules))"
+    )
     assert "Usage: finlora" in heavy
     assert heavy.rpartition("|")[2].split() == []
 

@@ -19,7 +19,7 @@ import tone_templates
 from grammar import Decks
 
 SEED = 20260801
-INSTANCES = {"train": 1020, "val": 80, "test": 160}  # clusters; each gives KEEP texts
+INSTANCES = {"train": 1500, "val": 80, "test": 160}  # clusters; each gives KEEP texts
 KEEP = {"train": 2, "val": 3, "test": 3}
 HOME = Path(__file__).resolve().parents[2] / "src" / "finlora" / "embedded" / "tasks"
 TASKS = {"tone": (tone, tone_templates), "guidance": (guidance, guidance_templates)}
@@ -46,8 +46,8 @@ def made(module, templates, split: str, rng: random.Random) -> list[dict]:
     """Rows of invented companies."""
     decks, rows, seen = Decks(rng), [], set()
     firms = companies(split, rng)
-    total = sum(share for logic, share in templates.SHARES.items() if logic != "public")
-    for logic, share in templates.SHARES.items():
+    total = sum(share for logic, share in templates.SHARES[split].items() if logic != "public")
+    for logic, share in templates.SHARES[split].items():
         if logic == "public":
             continue
         families = {f: pats for f, (where, pats) in templates.FAMILIES[logic].items() if where == split}
@@ -82,7 +82,7 @@ def public(module, templates, split: str, rng: random.Random) -> list[dict]:
             if text not in seen:
                 seen.add(text)
                 by_label[label].append(row(module, text, label, family, company, f"{company}: {fact[0]} {fact[1]}"))
-    share = templates.SHARES["public"] * INSTANCES[split] * KEEP[split]
+    share = templates.SHARES[split]["public"] * INSTANCES[split] * KEEP[split]
     size = min(round(share / 3), *(len(rows) for rows in by_label.values()))
     return [r for rows in by_label.values() for r in rows[:size]]
 

@@ -39,13 +39,15 @@ class Instance:
             "money": round(10 ** rng.uniform(1.8, 4.3), 0), "growth": float(rng.randrange(3, 20)), "small": rng.randrange(50, 600) / 100,
         }[self.kind]
         self.change = {"money": rng.randrange(4, 19) / 100, "growth": float(rng.randrange(1, 3)), "small": rng.randrange(5, 19) / 100}[self.kind]
+        while self.kind != "growth" and len({self.show(self.before(label)) for label in ALL}) < 3:
+            self.change += 0.03  # rounding must not hide the step
         self.seed = rng.random()
         month = rng.randrange(5)
         self.slots = {
             "co": company, "tick": ticker, "per": rng.choice(lx.PERIODS), "q": rng.choice(lx.SHORT_PERIODS),
             "mon": lx.MONTHS[month], "mon2": lx.MONTHS[month + rng.randrange(1, 6)], "who": rng.choice(lx.ACTORS), "m": self.measure,
         }
-        third = decks.deal(("third", split), gt.THIRD[split] * 2 + (("", ""),) * (len(gt.THIRD[split]) // 2))
+        third = decks.deal(("third", split), gt.THIRD[split] * 5 + (("", ""),) * gt.PLAIN_THIRDS[split])
         self.place, self.third = third if logic != "figures" else ("", "")
         self.other_o, self.who3 = rng.sample([o for o in lx.OTHERS if o != self.o], 1)[0], rng.choice([w for w in lx.ACTORS if w != self.slots["who"]])
 
@@ -55,6 +57,10 @@ class Instance:
 
     def show(self, value: float) -> str:
         return {"money": money, "growth": lambda v: f"{v:.0f}%", "small": lambda v: f"${v:.2f}"}[self.kind](value)
+
+    def before(self, label: int) -> float:
+        """The earlier figure from which the present one came by a step in that direction."""
+        return self.value - label * self.change if self.kind == "growth" else self.value / (1 + label * self.change)
 
     def text(self, label: int) -> str:
         """The text in which the guidance was lowered (-1), maintained (0) or raised (1)."""
@@ -71,21 +77,19 @@ class Instance:
             "a": finite(a, its_g, style, now), "ap": a.past.format(o=its_g), "ah": a.third.format(o=g), "it": finite(a, "it", style, now), "gp": f"{g} was {a.passive}",
             "b": finite(b, its_o, rng.random()), "bp": b.past.format(o=its_o), "bh": b.third.format(o=o), "op": f"{o} was {b.passive}",
             "p": finite(b, its_g, rng.random(), False), "pit": b.past.format(o="it"), "ping": b.ing.format(o=its_g), "pingit": b.ing.format(o="it"),
-            "w": finite(b, own, rng.random(), False), "wh": b.third.format(o=own), "yes": "agreed", "no": "refused", "agreed": "agreed",
+            "w": finite(b, own, rng.random(), False), "wh": b.third.format(o=g), "yes": "agreed", "no": "refused", "agreed": "agreed",
             "n": b.base.format(o=its_g), "nit": b.base.format(o="it"), "ning": b.ing.format(o=its_g), "ningit": b.ing.format(o="it"),
         }
+        third_o = f"its {rng.choice(lx.SPANS)} {self.other_o}"
         c = action(left, self.decks, "third")
         extra = self.third.format(
-            c=c.past.format(o=f"its {rng.choice(lx.SPANS)} {self.other_o}"), x=c.past.format(o=f"its own {rng.choice((span, *lx.SPANS))} {self.g}"),
+            c=c.past.format(o=third_o), o3=third_o, cit=c.past.format(o="it"), cn=c.base.format(o=third_o), x=c.past.format(o=f"its own {rng.choice((span, *lx.SPANS))} {self.g}"),
             who3=self.who3, mon=lx.MONTHS[lx.MONTHS.index(self.slots["mon2"]) - 1],
         )
         if self.logic == "call" and ("{yes}" in self.pattern or "{agreed}" in self.pattern):
             wanted = action(label, self.decks, "wanted")
-            slots["n"] = wanted.base.format(o=g)
-        before = self.value
-        if label:
-            before = self.value - label * self.change if self.kind == "growth" else self.value / (1 + label * self.change)
-        slots |= {"v": self.show(self.value), "v0": self.show(before)}
+            slots["n"] = wanted.base.format(o=its_g)
+        slots |= {"v": self.show(self.value), "v0": self.show(self.before(label))}
         text = self.pattern.format(**slots)
         if self.place == "first":
             text = extra + text

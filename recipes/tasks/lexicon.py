@@ -108,7 +108,7 @@ ABOVE = {
 FORECAST = ("analysts' forecasts", "the consensus forecast", "market forecasts", "what analysts had forecast")
 LAST_YEAR = ("last year's figure", "the year before", "the previous quarter", "the prior-year level")
 
-MIDDLES = ("at group level", "on a reported basis", "as reported", "under current accounting rules", "after rounding")
+MIDDLES = ("across the group", "on a reported basis", "as reported", "under current accounting rules", "after rounding")
 BEFORE = ("group", "reported", "overall")
 PERIODS = (
     "the first quarter", "the second quarter", "the third quarter", "the fourth quarter",

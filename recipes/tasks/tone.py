@@ -6,7 +6,6 @@ import random
 
 import facts
 import lexicon as lx
-import tone_templates as tt
 from grammar import Clause, Decks, capital, directions_apart, draw, money, show
 from lexicon import DOWN, FLAT, UP
 
@@ -16,6 +15,8 @@ GOOD = [m for m in lx.METRICS if m.polarity > 0]
 BAD = [m for m in lx.METRICS if m.polarity < 0]
 PLAIN = [m for m in lx.METRICS if m.polarity == 0]
 MOVES = (UP, DOWN)
+# In train two metrics of three are good news when they rise, as in the news; val and test hold as many bad as good ones.
+POLARITIES = {"train": (1, 1, -1), "val": (1, -1), "test": (1, -1)}
 
 
 def metric_of(polarity: int, decks: Decks, key: str) -> lx.Metric:
@@ -35,7 +36,7 @@ class Instance:
 
     def __init__(self, logic: str, pattern: str, company: str, ticker: str, decks: Decks, rng: random.Random, split: str):
         self.logic, self.pattern, self.decks = logic, pattern, decks
-        self.polarity = decks.deal((logic, "polarity"), (1, -1))
+        self.polarity = decks.deal((logic, "polarity"), POLARITIES[split])
         self.metric = metric_of(self.polarity, decks, logic)
         self.plain = metric_of(0, decks, logic)
         self.amounts = draw(self.metric.kind, rng)

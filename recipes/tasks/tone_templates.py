@@ -23,6 +23,7 @@ FAMILIES = {
         "pair-tweet": ("train", ("${tick} {q}: {Xt}, {Yt}", "${tick} {Xt} / {Yt}", "{q} for ${tick}: {Xt} and {Yt}.")),
         "pair-note": ("train", ("Our note on {co}: {Xn} and {Yn} in {per}.", "{co} reported {Xn} and {Yn}.", "We see {Xn} at {co}, with {Yn}.")),
         "pair-but": ("train", ("Although its {X}, the {Y} at {co} in {per}.", "Its {X}, but {co} also said its {Y}.")),
+        "pair-two": ("train", ("{co} spoke today. Its {X}. Its {Y}.", "Today ${tick} had news for {per}: {Xn}. It also had {Yn}.")),
         "pair-val": ("val", ("Results from {co} for {per} show that its {X} as its {Y}.", "{co} has recorded {Xn} next to {Yn}.")),
         "pair-test-press": ("test", ("According to the accounts of {co}, its {X} in {per}, and in the same period its {Y}.", "Shareholders of {co} read today that its {X}. The report adds that its {Y}.")),
         "pair-test-tweet": ("test", ("JUST IN ${tick}: {Xt} // {Yt}", "{Xt}. {Yt}. That is ${tick} for {q}.")),
@@ -33,6 +34,7 @@ FAMILIES = {
         "forecast-press": ("train", ("{co} reported {M} of {v} for {per}, {c1} {r1} and {c2} {r2}.", "At {v}, {M} of {co} in {per} came in {c1} {r1} and {c2} {r2}.")),
         "forecast-tweet": ("train", ("${tick} {q} {M} {v}, {c1} {r1}, {c2} {r2}", "${tick}: {M} {c1} {r1} and {c2} {r2}")),
         "forecast-note": ("train", ("We note {M} of {v} at {co}, a figure {c1} {r1}, though {c2} {r2}.", "{co} closed {per} with {M} {c1} {r1} but {c2} {r2}.")),
+        "forecast-two": ("train", ("{co} spoke today. {M} of {v} came in {c1} {r1}. That was {c2} {r2}.",)),
         "forecast-val": ("val", ("Results from {co} put {M} at {v}: {c1} {r1}, and {c2} {r2}.",)),
         "forecast-test-press": ("test", ("{M} of {v}, {c1} {r1} and also {c2} {r2}: so ran the report of {co} for {per}.", "The {v} that {co} reported today as {M} for {per} is {c1} {r1} and {c2} {r2}.")),
         "forecast-test-tweet": ("test", ("JUST IN ${tick} {M} {v}. That is {c1} {r1} and {c2} {r2}.",)),
@@ -48,6 +50,7 @@ FAMILIES = {
     "denial": {
         "denial-press": ("train", ("{co} said its {m} did not {base}, as first reported, but {Z} in {per}.", "The {m} of {co} did not {base} in {per}: in fact {pro} {Z}.")),
         "denial-note": ("train", ("We had thought {co} would see its {m} {base}, but in {per} {pro} {Z}.", "Rather than {ing}, the {m} of {co} {Z}.")),
+        "denial-two": ("train", ("Would the {m} of {co} {base} in {per}? No: {pro} {Z}.", "The {m} of ${tick} did not {base} today, {pro} {Z}.")),
         "denial-val": ("val", ("Results from {co}: its {m} did not {base}. In fact {pro} {Z}.",)),
         "denial-test": ("test", ("An earlier version said that the {m} of {co} would {base}; in {per} {pro} {Z}.", "Did the {m} of ${tick} {base} in {per}? No, {pro} {Z}.")),
     },
@@ -77,5 +80,10 @@ FAMILIES = {
     },
 }
 
-# logic -> share of rows
-SHARES = {"single": 0.14, "pair": 0.30, "forecast": 0.14, "surprise": 0.08, "denial": 0.14, "offset": 0.06, "event": 0.08, "public": 0.06}
+# split -> logic -> share of rows: train holds more plain texts, from which the rest can be learned
+_HELD_OUT = {"single": 0.14, "pair": 0.31, "forecast": 0.15, "surprise": 0.06, "denial": 0.15, "offset": 0.05, "event": 0.08, "public": 0.06}
+SHARES = {
+    "train": {"single": 0.28, "pair": 0.27, "forecast": 0.13, "surprise": 0.04, "denial": 0.12, "offset": 0.04, "event": 0.06, "public": 0.06},
+    "val": _HELD_OUT,
+    "test": _HELD_OUT,
+}

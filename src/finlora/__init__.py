@@ -41,7 +41,18 @@ _HOMES = {  # public name -> (module, name there)
     "generate": ("generate", "say"),
     "report": ("report", "build"),
 }
-__all__ = ["FinloraError", "Spec", "evaluate", "finetune", "generate", "load_spec", "new_model", "open_model", "pretrain", "report"]
+__all__ = [
+    "FinloraError",
+    "Spec",
+    "evaluate",
+    "finetune",
+    "generate",
+    "load_spec",
+    "new_model",
+    "open_model",
+    "pretrain",
+    "report",
+]
 
 
 class _Verb(ModuleType):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import registry
-from .errors import FinloraError
+from .errors import FinloraError, Problems
 from .spec import Spec, as_dict, resolve, spec_from_dict
 
 VERBS = ("finetune", "pretrain", "evaluate", "generate", "doctor")
@@ -41,10 +41,16 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
         if verb != "generate":
             examples = _tasks(spec, verb, problems)
             if folder and examples and not problems:
-                _lengths(spec, folder, examples, problems)
+                _lengths(spec, verb, folder, examples, problems)
     if verb in ("finetune", "pretrain", "evaluate"):
         _out(spec, problems)
     return list({str(problem): problem for problem in problems}.values())
+
+
+def require(spec: Spec, verb: str) -> None:
+    """Raises: Problems with everything that `check` finds; nothing when the verb can begin."""
+    if problems := check(spec, verb):
+        raise Problems(problems)
 
 
 def advice(spec: Spec) -> list[str]:
@@ -58,7 +64,9 @@ def advice(spec: Spec) -> list[str]:
     if not record.trains_base and lr > 1e-2:
         out.append(f"train.lr = {lr:g} is high for an adapter; 1e-4 to 1e-3 is usual")
     if spec.data.validation == 0 and not spec.train.steps and spec.train.epochs > 5:
-        out.append(f"train.epochs = {spec.train.epochs:g} without held-out examples: data.validation = 0.1 would show overfitting")
+        out.append(
+            f"train.epochs = {spec.train.epochs:g} without held-out examples: data.validation = 0.1 would show overfitting"
+        )
     return out
 
 
@@ -90,9 +98,19 @@ def _model(spec: Spec, problems: list[FinloraError]) -> Path | None:
     if spec.model.adapter:
         adapter = Path(spec.model.adapter).expanduser()
         if not (adapter / "adapter_config.json").is_file():
-            problems.append(FinloraError(f"model.adapter: `{spec.model.adapter}` is not an adapter folder, it has no adapter_config.json", "name the `adapter` folder of a run"))
+            problems.append(
+                FinloraError(
+                    f"model.adapter: `{spec.model.adapter}` is not an adapter folder, it has no adapter_config.json",
+                    "name the `adapter` folder of a run",
+                )
+            )
         elif not (adapter / "adapter_model.safetensors").is_file():
-            problems.append(FinloraError(f"model.adapter: `{spec.model.adapter}` holds no adapter_model.safetensors", "pickled adapters are refused: convert them to safetensors first"))
+            problems.append(
+                FinloraError(
+                    f"model.adapter: `{spec.model.adapter}` holds no adapter_model.safetensors",
+                    "pickled adapters are refused: convert them to safetensors first",
+                )
+            )
     if where is None or not Path(where).is_dir():
         return None
     return Path(where) if _try(problems, lambda: _config(Path(where))) is not None else None
@@ -113,9 +131,19 @@ def _fits(spec: Spec, codec: Any, method: Any, folder: Path | None, problems: li
     record, config = method
     if codec and not codec[0].lossless:
         if record.trains_base:
-            problems.append(FinloraError(f"method.kind = \"{record.name}\" trains the base itself and cannot do so over the lossy codec.kind = \"{codec[0].name}\"", "write codec.kind = \"none\", or choose an adapter method such as lora"))
+            problems.append(
+                FinloraError(
+                    f'method.kind = "{record.name}" trains the base itself and cannot do so over the lossy codec.kind = "{codec[0].name}"',
+                    'write codec.kind = "none", or choose an adapter method such as lora',
+                )
+            )
         elif record.refresh:
-            problems.append(FinloraError(f"method.kind = \"{record.name}\" rewrites the base as it goes, and over the lossy codec.kind = \"{codec[0].name}\" its errors add up", "write codec.kind = \"none\""))
+            problems.append(
+                FinloraError(
+                    f'method.kind = "{record.name}" rewrites the base as it goes, and over the lossy codec.kind = "{codec[0].name}" its errors add up',
+                    'write codec.kind = "none"',
+                )
+            )
     if folder is None:
         return
     from .model import matches
@@ -125,12 +153,22 @@ def _fits(spec: Spec, codec: Any, method: Any, folder: Path | None, problems: li
     chosen = {name: shape for name, shape in found.items() if matches(name, targets)}
     if found and not chosen:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
-        problems.append(FinloraError(f"method.targets = {json.dumps(targets)} names no layer of {spec.model.name}", f"its layers are called {', '.join(kinds)}"))
+        problems.append(
+            FinloraError(
+                f"method.targets = {json.dumps(targets)} names no layer of {spec.model.name}",
+                f"its layers are called {', '.join(kinds)}",
+            )
+        )
     rank = getattr(config, "rank", None)
     if rank and chosen:
         name, (n_out, n_in) = min(chosen.items(), key=lambda item: min(item[1]))
         if rank > min(n_out, n_in):
-            problems.append(FinloraError(f"method.rank = {rank} is above the layer {name}, whose weight is {n_out} x {n_in}", f"use a rank of at most {min(n_out, n_in)}"))
+            problems.append(
+                FinloraError(
+                    f"method.rank = {rank} is above the layer {name}, whose weight is {n_out} x {n_in}",
+                    f"use a rank of at most {min(n_out, n_in)}",
+                )
+            )
 
 
 def layers(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -139,44 +177,73 @@ def layers(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
         d = config.get("n_embd", 768)
         inner = config.get("n_inner") or 4 * d
         of = {"attn.c_attn": (3 * d, d), "attn.c_proj": (d, d), "mlp.c_fc": (inner, d), "mlp.c_proj": (d, inner)}
-        return {f"transformer.h.{k}.{name}": shape for k in range(config.get("n_layer", 12)) for name, shape in of.items()}
-    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3") or not isinstance(config.get("hidden_size"), int):
+        return {
+            f"transformer.h.{k}.{name}": shape for k in range(config.get("n_layer", 12)) for name, shape in of.items()
+        }
+    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3") or not isinstance(
+        config.get("hidden_size"), int
+    ):
         return {}
     d, heads = config["hidden_size"], config.get("num_attention_heads") or 1
     size = config.get("head_dim") or d // heads
-    q, kv, inner = heads * size, (config.get("num_key_value_heads") or heads) * size, config.get("intermediate_size") or 4 * d
+    q, kv, inner = (
+        heads * size,
+        (config.get("num_key_value_heads") or heads) * size,
+        config.get("intermediate_size") or 4 * d,
+    )
     of = {"self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, q),
           "mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d), "mlp.down_proj": (d, inner)}  # fmt: skip
-    return {f"model.layers.{k}.{name}": shape for k in range(config.get("num_hidden_layers", 1)) for name, shape in of.items()}
+    return {
+        f"model.layers.{k}.{name}": shape
+        for k in range(config.get("num_hidden_layers", 1))
+        for name, shape in of.items()
+    }
 
 
-def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[str, list[Any]]:
-    """{task: its examples} of all splits that the verb reads."""
+def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[str, str], list[Any]]:
+    """{(task, split): its examples} of all that the verb reads."""
     from .rows import read_examples
 
     wanted: list[tuple[str, str, int]] = []
     if verb != "evaluate":
         wanted += [(name, "train", 0) for name in spec.data.tasks]
         if not spec.data.tasks:
-            problems.append(FinloraError("data.tasks is empty: there is nothing to learn from", "`finlora list tasks` shows what there is"))
+            problems.append(
+                FinloraError(
+                    "data.tasks is empty: there is nothing to learn from", "`finlora list tasks` shows what there is"
+                )
+            )
     wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in spec.evaluate.tasks or spec.data.tasks]
-    picked = {name: _try(problems, lambda name=name: registry.pick("task", name)) for name in dict.fromkeys(name for name, _, _ in wanted)}
-    found: dict[str, list[Any]] = {}
+    picked = {
+        name: _try(problems, lambda name=name: registry.pick("task", name))
+        for name in dict.fromkeys(name for name, _, _ in wanted)
+    }
+    found: dict[tuple[str, str], list[Any]] = {}
     for name, split, limit in dict.fromkeys(wanted):
         task = picked[name]
         if task is None:
             continue
-        examples = _try(problems, lambda task=task, split=split, limit=limit: read_examples(task, split, spec.data.dir, limit or None))
-        found.setdefault(name, []).extend(examples or [])
+        examples = _try(
+            problems,
+            lambda task=task, split=split, limit=limit: read_examples(task, split, spec.data.dir, limit or None),
+        )
+        found[name, split] = examples or []
     for name in dict.fromkeys(spec.evaluate.tasks or spec.data.tasks):
         task = picked.get(name)
         if task is not None and not task.labels and "say" not in spec.evaluate.ways:
-            problems.append(FinloraError(f"evaluate.ways = [\"choose\"], but the label list of task `{name}` is empty: it is answered in free text", "write evaluate.ways = [\"say\"]"))
+            problems.append(
+                FinloraError(
+                    f'evaluate.ways = ["choose"], but the label list of task `{name}` is empty: it is answered in free text',
+                    'write evaluate.ways = ["say"]',
+                )
+            )
     return found
 
 
-def _lengths(spec: Spec, folder: Path, examples: dict[str, list[Any]], problems: list[FinloraError]) -> None:
-    """Whether the longest examples fit the row and the model's context."""
+def _lengths(
+    spec: Spec, verb: str, folder: Path, examples: dict[tuple[str, str], list[Any]], problems: list[FinloraError]
+) -> None:
+    """Whether the longest examples fit the row they are trained in, and the model's context they are graded in."""
     if spec.data.too_long == "cut":
         return
     from .model import load_tokenizer
@@ -187,13 +254,32 @@ def _lengths(spec: Spec, folder: Path, examples: dict[str, list[Any]], problems:
     template = _try(problems, lambda: choose_template(tokenizer, spec.data.template))
     if template is None:
         return
-    room = min(context, spec.data.row_tokens or context)
-    place = f"the model's context of {context}" if room == context else f"data.row_tokens = {room}"
-    for name, some in examples.items():
+    row = min(context, spec.data.row_tokens or context)
+    for (name, split), some in examples.items():
+        trained = verb != "evaluate" and split == "train" and name in spec.data.tasks
+        room = row if trained else context
+        place = f"data.row_tokens = {room}" if room < context else f"the model's context of {context}"
+        spare = 0 if trained or "say" not in spec.evaluate.ways else spec.evaluate.max_new
         for example in sorted(some, key=lambda e: -len(prompt_text(e)))[:LONGEST]:
             n = len(render(example, tokenizer, True, template).ids)
             if n - 1 > room:
-                problems.append(FinloraError(f"example `{example.id}` of task `{name}` has {n} tokens, more than {place}", "set data.too_long = \"cut\" to cut its context from the left" + ("" if room == context else ", or raise data.row_tokens")))
+                remedy = 'set data.too_long = "cut" to cut its context from the left' + (
+                    ", or raise data.row_tokens" if room < context else ""
+                )
+                problems.append(
+                    FinloraError(
+                        f"example `{example.id}` of task `{name}` ({split}) has {n} tokens, more than {place}", remedy
+                    )
+                )
+                break
+            n = len(render(example, tokenizer, False, template).ids)
+            if spare and n + spare - 1 > room:
+                problems.append(
+                    FinloraError(
+                        f"example `{example.id}` of task `{name}` ({split}) has {n} tokens, which leaves no room for evaluate.max_new = {spare} in {place}",
+                        'lower it, or set data.too_long = "cut"',
+                    )
+                )
                 break
 
 
@@ -201,14 +287,32 @@ def _pretraining(spec: Spec, problems: list[FinloraError]) -> None:
     from .corpus import files
 
     if not spec.model.config:
-        problems.append(FinloraError("model.config is empty: pretraining needs an architecture", 'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}'))
+        problems.append(
+            FinloraError(
+                "model.config is empty: pretraining needs an architecture",
+                'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}',
+            )
+        )
     for path in _try(problems, lambda: files(spec.data.text)) or ():
         if not path.stat().st_size:
             problems.append(FinloraError(f"data.text: `{path}` is empty", "remove it or give another file"))
     if spec.data.row_tokens < 8:
-        problems.append(FinloraError(f"data.row_tokens = {spec.data.row_tokens}: pretraining cuts documents into rows", "set it to 256 or more"))
-    if spec.model.tokenizer not in ("", "train") and not (Path(spec.model.tokenizer).expanduser() / "tokenizer.json").is_file():
-        problems.append(FinloraError(f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json", "write `train` to make one from the text"))
+        problems.append(
+            FinloraError(
+                f"data.row_tokens = {spec.data.row_tokens}: pretraining cuts documents into rows",
+                "set it to 256 or more",
+            )
+        )
+    if (
+        spec.model.tokenizer not in ("", "train")
+        and not (Path(spec.model.tokenizer).expanduser() / "tokenizer.json").is_file()
+    ):
+        problems.append(
+            FinloraError(
+                f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json",
+                "write `train` to make one from the text",
+            )
+        )
 
 
 def _out(spec: Spec, problems: list[FinloraError]) -> None:
@@ -221,7 +325,9 @@ def _out(spec: Spec, problems: list[FinloraError]) -> None:
         return
     above = next(folder for folder in _upwards(Path(spec.run.out).absolute()) if folder.exists())
     if not above.is_dir():
-        problems.append(FinloraError(f"run.out: `{above}` is a file, so nothing can be written below it", "name another folder"))
+        problems.append(
+            FinloraError(f"run.out: `{above}` is a file, so nothing can be written below it", "name another folder")
+        )
     elif not os.access(above, os.W_OK):
         problems.append(FinloraError(f"run.out: `{above}` cannot be written to", "name another folder"))
 

@@ -29,21 +29,26 @@ def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = F
 
     Raises: FinloraError when the disk is full or not writable; nothing is left behind and an existing folder is untouched.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         write(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync(file)
         old = None
         if folder.exists():
             if not replace:
                 raise FinloraError(f"`{folder}` exists already", "name another folder, or ask for it to be overwritten")
             old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.old"
             os.rename(folder, old)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if old is not None:
+                os.rename(old, folder)
+            raise
+        _sync(folder.parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # safetensors raises its own kind for a failed write
@@ -80,7 +85,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(folder)
     except (OSError, ValueError) as error:
         raise FinloraError(f"`{folder}` is not a checkpoint: {_first_line(error)}", "remove the folder and resume from the one before") from error
     tensors: dict[str, dict[str, torch.Tensor]] = {}
@@ -97,7 +102,7 @@ def latest(root: Path) -> Path | None:
     """The newest sound checkpoint under `root` (folders step-NNNNNNNN); unsound ones are passed over."""
     for folder in sorted(Path(root).glob("step-*"), reverse=True):
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = _manifest(folder)
             if all(digest(folder / Path(name).name) == wanted for name, wanted in manifest.items()):
                 return folder
         except (OSError, ValueError):
@@ -133,9 +138,21 @@ def digest(file: Path) -> str:
     return h.hexdigest()
 
 
-def _sync(file: Path) -> None:
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
+def _manifest(folder: Path) -> dict[str, str]:
+    """{file: sha256}.  Raises OSError or ValueError where there is no whole one."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or "meta.json" not in manifest:
+        raise ValueError(f"{MANIFEST} is not a checkpoint's")
+    return manifest
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _first_line(error: BaseException) -> str:

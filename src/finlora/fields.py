@@ -50,8 +50,21 @@ class Text:
             return cls(raw, read["value"] if set(read) == {"value"} else raw)
         except tomllib.TOMLDecodeError:
             if raw[:1] in ("[", "{"):
-                problems.append(FinloraError(f"cannot read the value of the override `{place}={raw}`", 'quote the text inside: ["a", "b"]'))
+                problems.append(
+                    FinloraError(
+                        f"cannot read the value of the override `{place}={raw}`", 'quote the text inside: ["a", "b"]'
+                    )
+                )
             return cls(raw, raw)
+
+
+def bare(value: Any) -> Any:
+    """`value` with every `Text` inside replaced by what it reads as, tuples by lists."""
+    if isinstance(value, Text):
+        return bare(value.value)
+    if isinstance(value, Mapping):
+        return {key: bare(inner) for key, inner in value.items()}
+    return [bare(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def fields_of(kind: type) -> tuple[dataclasses.Field, ...]:
@@ -59,7 +72,9 @@ def fields_of(kind: type) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(kind)
 
 
-def read_fields(kind: type, table: Mapping[str, Any], section: str, where: str, problems: list[FinloraError]) -> dict[str, Any]:
+def read_fields(
+    kind: type, table: Mapping[str, Any], section: str, where: str, problems: list[FinloraError]
+) -> dict[str, Any]:
     """The arguments of dataclass `kind` in `table`; what is wrong is appended to `problems` as `section.key ...`."""
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields_of(kind)}
@@ -74,7 +89,9 @@ def read_fields(kind: type, table: Mapping[str, Any], section: str, where: str, 
             value = convert(value, hints[key], f"{section}.{key}", where)
             if trouble := broken(value, known[key].metadata.get("limits", {})):
                 choices = known[key].metadata["limits"].get("choices") and "not a choice" or "out of range"
-                problems.append(FinloraError(f"{section}.{key} = {shown(value)}{where} is {choices}", f"it must be {trouble}"))
+                problems.append(
+                    FinloraError(f"{section}.{key} = {shown(value)}{where} is {choices}", f"it must be {trouble}")
+                )
             values[key] = value
         except FinloraError as error:
             problems.append(error)
@@ -100,7 +117,7 @@ def convert(value: Any, kind: Any, name: str, where: str) -> Any:
         if home in (int, bool, str) and type(value) is home:
             return value
         if home is dict and isinstance(value, Mapping):
-            return {key: inner.value if isinstance(inner, Text) else inner for key, inner in value.items()}
+            return bare(value)
         if home is typing.Literal and value in typing.get_args(option):
             return value
         if home in (tuple, list) and isinstance(value, (list, tuple)):
@@ -108,7 +125,10 @@ def convert(value: Any, kind: Any, name: str, where: str) -> Any:
         if home in (tuple, list) and isinstance(value, str) and str not in options:
             return home([value])
     expected = " or ".join(_named(option) for option in options)
-    raise FinloraError(f"{name} = {shown(value)}{where} is {_kind_of(value, options)}", f"it must be {expected}{_example(value, options)}")
+    raise FinloraError(
+        f"{name} = {shown(value)}{where} is {_kind_of(value, options)}",
+        f"it must be {expected}{_example(value, options)}",
+    )
 
 
 def broken(value: Any, limits: Mapping[str, Any]) -> str:
@@ -176,13 +196,25 @@ def _named(option: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table",
              tuple: "a list", list: "a list", type(None): "absent"}  # fmt: skip
     inner = [arg for arg in typing.get_args(option) if arg is not Ellipsis]
-    return f"a list of {names.get(inner[0], 'values')}".replace("a list of text in quotes", "a list of texts") if home in (tuple, list) and inner else names.get(home, str(home))
+    return (
+        f"a list of {names.get(inner[0], 'values')}".replace("a list of text in quotes", "a list of texts")
+        if home in (tuple, list) and inner
+        else names.get(home, str(home))
+    )
 
 
 def _kind_of(value: Any, options: tuple[Any, ...]) -> str:
     if type(value) is float and int in options:
         return "not a whole number"
-    names = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list", tuple: "a list", dict: "a table"}
+    names = {
+        bool: "a truth value",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        tuple: "a list",
+        dict: "a table",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 

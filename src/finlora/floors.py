@@ -10,8 +10,9 @@ worth the name when it is as strong as its kind gets, so naive Bayes picks its s
 instructions, by five-fold cross-validation over the training clusters; the test set is never looked at.  The words that
 begin and end every prompt of a group are left out: they tell nothing, and bias the classes with few words.
 
-Measured on the financial sets in FinLoRA's format (arXiv 2505.19819), accuracy / macro F1:
-FPB development half 0.730 / 0.659, TFNS with right labels 0.825 / 0.743, FiQA 0.681 / 0.546.
+Measured on the financial sets in FinLoRA's format (arXiv 2505.19819), accuracy / macro F1 of naive Bayes, one CPU core:
+FPB development half 0.747 / 0.678 in 2 s, TFNS with right labels 0.820 / 0.747 in 4 s, FiQA 0.706 / 0.543 in 1 s,
+Headline 0.919 / 0.907 in 4 s, NER 0.674 / 0.571 in 1 s.
 """
 
 from __future__ import annotations

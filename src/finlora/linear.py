@@ -306,8 +306,12 @@ class Linear(nn.Module):
             x = F.dropout(x, dropout)
         return method.apply(cfg, self.adapters[name], x, y0, self.store)
 
+    @torch.no_grad()
     def merged(self, name: str | None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """W_OI with adapter `name` folded in (None: the bare base), computed in `dtype`."""
+        """W_OI with adapter `name` folded in (None: the bare base), computed in `dtype`.
+
+        Read only and without gradient: it may be the buffer or the trained weight itself.
+        """
         base = None if self.store is None else self.store.dense(dtype)
         if name is None:
             assert base is not None

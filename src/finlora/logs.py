@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FinloraError
+from .receipt import write_text
 
 
 class Logs:
@@ -32,15 +33,18 @@ class Logs:
             if entry.get("step", 0) <= step:
                 kept.append(entry)
         self.lines = kept
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(e) + "\n" for e in kept))
 
     def write(self, **entry: Any) -> None:
         """Append one line; `step` and numbers."""
         self.lines.append(entry)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as f:
-                f.write(json.dumps(entry) + "\n")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise FinloraError(f"cannot write `{self.path}`: {error.strerror or error}", "free some disk space, then run again to resume") from error
         values = {k: v for k, v in entry.items() if k != "step"}
         if self._board is not None:
             for key, value in values.items():

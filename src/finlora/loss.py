@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class _TokenSums(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         g_h, g_W, g_b = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
         return g_h, g_W, g_b, None, None, None, None, None

@@ -16,6 +16,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The compute dtype.  `auto`: bfloat16 where the device multiplies it natively, else float32 (on a CPU without it
     bfloat16 is tens of times slower)."""
     if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if name not in table:
@@ -195,10 +196,14 @@ def _load(where: str, dtype: torch.dtype, online: bool) -> tuple[nn.Module, Any]
 
     _register()
     options = {"local_files_only": not online}
+    open_body = partial(transformers.AutoModelForCausalLM.from_pretrained, where, dtype=dtype, use_safetensors=True, **options)
     try:
-        body = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, attn_implementation="finlora", use_safetensors=True, **options
-        )
+        try:
+            body = open_body(attn_implementation="finlora")
+        except KeyError as error:
+            if error.args != ("finlora",):
+                raise
+            body = open_body(attn_implementation="eager")  # families older than the attention interface: no packed rows
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -234,6 +239,8 @@ def _register() -> None:
 
     def attend(module, query, key, value, attention_mask, finlora_layout=None, **options):
         if finlora_layout is None:
+            if lost := [k for k in ("softcap", "s_aux") if options.get(k) is not None]:  # torch's kernel would leave it out
+                raise FinloraError(f"attention of {type(module).__name__} asks for `{lost[0]}`, which finlora does not serve", "choose a model of another family")
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         odd = [k for k, v in options.items() if v is not None and k not in known and not k.startswith("output_")]
         if odd:
@@ -263,7 +270,8 @@ def _write(model: Model, folder: Path) -> None:
         if linear.bias is not None:
             state[f"{name}.bias"] = linear.bias.detach()
     kind = model.dtype
-    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in state.items()}
+    cast: dict[int, torch.Tensor] = {}  # tied tensors stay tied, so that they are written once
+    state = {k: cast.setdefault(v.data_ptr(), v.to(kind)) if v.is_floating_point() else v for k, v in state.items()}
     model.body.save_pretrained(folder, state_dict=state)
     model.tokenizer.save_pretrained(folder)
 
@@ -322,6 +330,8 @@ def rewire(
         raise FinloraError(f"method.targets: `{targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
     if m and m.trains_base and not c.lossless:
         raise FinloraError(f"method `{m.name}` trains the base itself and cannot do so over the lossy codec `{c.name}`", "write codec.kind = \"none\", or choose an adapter method such as lora")
+    if m and m.trains_base:
+        model.body.float()  # masters: an update smaller than bfloat16's step would be lost
     model.requires_grad_(bool(m and m.trains_base))
     for name, module in found.items():
         W = module.weight.detach()
@@ -336,7 +346,7 @@ def rewire(
                 codec_config=codec_config,
                 method=m if name in chosen else None,
                 method_config=method_config if name in chosen else None,
-                generator=torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode())),
+                generator=torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63),
                 stats=None if stats is None else stats.get(name),
                 dtype=model.dtype,
                 route=model.route,
@@ -355,17 +365,34 @@ def rewire(
 
 def hidden(model: Model, batch: Batch) -> torch.Tensor:
     """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each."""
+    with _autocast(model):
+        return _hidden(model, batch)
+
+
+def _autocast(model: Model) -> torch.autocast:
+    """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
+    masters = next(model.body.parameters()).dtype
+    on = model.dtype == torch.bfloat16 and masters == torch.float32
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on)
+
+
+def _hidden(model: Model, batch: Batch) -> torch.Tensor:
     model.route.rows = batch.rows
     base = model.body.base_model
     call = base if model.compiled is None else model.compiled
     if packed.is_plain(batch):
         return call(input_ids=batch.ids, use_cache=False).last_hidden_state
+    refused = FinloraError(
+        f"packed rows: {type(base).__name__} has layers that would see across the examples of a row", "set data.row_tokens = 0 to give each example its own row"
+    )
+    if not getattr(base, "_supports_attention_backend", False):
+        raise refused
     where = packed.layout(batch)
     # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)
     out = base(input_ids=batch.ids, position_ids=batch.pos, attention_mask=mask, use_cache=False, finlora_layout=where)
-    if not where.served:
-        raise FinloraError(f"packed rows: {type(base).__name__} does not pass attention options to its layers", "set data.row_tokens = 0 to give each example its own row")
+    if where.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
+        raise refused
     return out.last_hidden_state
 
 
@@ -387,10 +414,11 @@ def logits(model: Model, x: torch.Tensor) -> torch.Tensor:
 
 def recompute(model: Model, on: bool = True) -> None:
     """Recompute each block's activations in the backward pass instead of keeping them."""
+    name = "activation_checkpointing" if hasattr(model.body, "activation_checkpointing_enable") else "gradient_checkpointing"
     if on:
-        model.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model.body, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
     else:
-        model.body.gradient_checkpointing_disable()
+        getattr(model.body, f"{name}_disable")()
 
 
 def compile_body(model: Model) -> None:

@@ -101,6 +101,6 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors.get(f"{key}/{name}")
                 if value is not None:
-                    state[key] = value.clone() if key == "step" else value.to(p.device, copy=True)
+                    state[key] = value.to(p.device, copy=True)  # `step` too: the fused kernel reads it there
             if state:
                 optimizer.state[p] = state

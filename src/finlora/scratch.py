@@ -26,11 +26,14 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
 
     Raises: FinloraError for texts that cannot be read, a folder that is not free, an exploding loss.
     """
+    from .check import require
+
+    require(spec, "pretrain")
+    if spec.data.row_tokens < 8:
+        raise FinloraError(f"data.row_tokens is {spec.data.row_tokens}: pretraining cuts documents into rows", "set it to 256 or more")
     folder, finished = runs.begin(spec)
     if finished is not None:
         return finished
-    if spec.data.row_tokens < 8:
-        raise FinloraError(f"data.row_tokens is {spec.data.row_tokens}: pretraining cuts documents into rows", "set it to 256 or more")
     texts = list(documents(spec.data.text, spec.data.sources, spec.data.exclude_sources))
     if not texts:
         raise FinloraError("data.text: no document is left after sources and exclude_sources", "check the names of the sources")

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from . import registry
 from .errors import FinloraError, Problems, unknown
-from .fields import Text, fields_of, read_fields, setting, to_key, to_toml
+from .fields import Text, bare, fields_of, read_fields, setting, to_key, to_toml
 
 DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
 TARGETS = "`all-linear`, a list of layer names, or `re:` and a regular expression of full names"
@@ -33,17 +33,30 @@ class Run:
 
     out: str = setting("runs/finlora", "folder that receives everything the run writes", filled=True, result=False)
     seed: int = setting(0, "seed of every random draw: adapter, order of examples, dropout", low=0, high=2**63 - 1)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one", match=DEVICE, result=False)
-    dtype: str = setting("auto", "compute type; auto is bfloat16 where the device has it natively, else float32", choices=("auto", "float32", "bfloat16", "float64"))
+    device: str = setting(
+        "auto", "auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one", match=DEVICE, result=False
+    )
+    dtype: str = setting(
+        "auto",
+        "compute type; auto is bfloat16 where the device has it natively, else float32",
+        choices=("auto", "float32", "bfloat16", "float64"),
+    )
     overwrite: bool = setting(False, "replace what another run left in the folder", result=False)
-    resume: str = setting("auto", "auto continues from the last checkpoint of the same spec, never starts again", choices=("auto", "never"), result=False)
+    resume: str = setting(
+        "auto",
+        "auto continues from the last checkpoint of the same spec, never starts again",
+        choices=("auto", "never"),
+        result=False,
+    )
 
 
 @dataclass(frozen=True)
 class Model:
     """[model]: the base model, or for pretraining its architecture."""
 
-    name: str = setting("finlora/base", "finlora/base (embedded), a local Hugging Face folder, or a hub id (online only)", filled=True)
+    name: str = setting(
+        "finlora/base", "finlora/base (embedded), a local Hugging Face folder, or a hub id (online only)", filled=True
+    )
     online: bool = setting(False, "allow a hub id to be downloaded")
     adapter: str = setting("", "folder of a saved adapter to begin with")
     config: dict[str, Any] = setting({}, "pretraining: the architecture, as {family = 'llama', hidden_size = 256, ...}")
@@ -81,14 +94,24 @@ class MethodPart(Part):
 class Data:
     """[data]: what is learned from."""
 
-    tasks: tuple[str, ...] = setting(("tone",), "tasks whose training examples are mixed; `finlora list tasks` shows them")
+    tasks: tuple[str, ...] = setting(
+        ("tone",), "tasks whose training examples are mixed; `finlora list tasks` shows them"
+    )
     dir: str = setting("", "folder of data files; empty: the sets that ship with the package")
     text: tuple[str, ...] = setting((), "pretraining: text or jsonl files (field `text`), or folders of them")
     sources: tuple[str, ...] = setting((), "pretraining: only rows whose `source` is one of these; empty: all")
     exclude_sources: tuple[str, ...] = setting((), "pretraining: no rows whose `source` is one of these")
-    template: str = setting("auto", "auto: the tokenizer's chat template if it has one, else plain", choices=("auto", "plain", "chat"))
-    too_long: str = setting("refuse", "an example longer than the row: refuse it, or cut its context from the left", choices=("refuse", "cut"))
-    row_tokens: int = setting(2048, "tokens of a packed row; 0: no packing, each example has its own row", low=0, high=1_048_576)
+    template: str = setting(
+        "auto", "auto: the tokenizer's chat template if it has one, else plain", choices=("auto", "plain", "chat")
+    )
+    too_long: str = setting(
+        "refuse",
+        "an example longer than the row: refuse it, or cut its context from the left",
+        choices=("refuse", "cut"),
+    )
+    row_tokens: int = setting(
+        2048, "tokens of a packed row; 0: no packing, each example has its own row", low=0, high=1_048_576
+    )
     max_train: int = setting(0, "training examples of each task; 0: all", low=0)
     validation: float = setting(0.1, "share of the training examples held out to watch the loss", low=0.0, below=1.0)
     max_tokens: int = setting(0, "pretraining: tokens of text read; 0: all", low=0)
@@ -108,18 +131,28 @@ class Train:
     beta1: float = setting(0.9, "decay of Adam's first moment", low=0.0, below=1.0)
     beta2: float = setting(0.999, "decay of Adam's second moment", low=0.0, below=1.0)
     eps: float = setting(1e-8, "Adam's epsilon", above=0.0, high=1.0)
-    schedule: str = setting("cosine", "course of the learning rate after warm-up", choices=("cosine", "linear", "constant"))
+    schedule: str = setting(
+        "cosine", "course of the learning rate after warm-up", choices=("cosine", "linear", "constant")
+    )
     warmup: float = setting(0.06, "warm-up: share of all steps below 1, number of steps from 1 on", low=0.0)
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0.0)
-    micro_rows: int = setting(1, "packed rows of one forward pass: more may be faster and takes more memory", low=1, result=False)
-    recompute: bool = setting(False, "compute activations again in the backward pass: less memory, more time", result=False)
+    micro_rows: int = setting(
+        1, "packed rows of one forward pass: more may be faster and takes more memory", low=1, result=False
+    )
+    recompute: bool = setting(
+        False, "compute activations again in the backward pass: less memory, more time", result=False
+    )
     compile: bool = setting(False, "torch.compile the model: slow to start, faster after")
     validate_every: int = setting(0, "steps between two looks at the held-out loss; 0: once an epoch", low=0)
     patience: int = setting(0, "stop after so many looks without a better held-out loss; 0: never", low=0)
-    checkpoint_every: int = setting(0, "steps between two checkpoints; 0: at each look at the held-out loss", low=0, result=False)
+    checkpoint_every: int = setting(
+        0, "steps between two checkpoints; 0: at each look at the held-out loss", low=0, result=False
+    )
     keep: int = setting(2, "checkpoints that are kept", low=1, result=False)
     log_every: int = setting(1, "steps between two lines of log.jsonl", low=1, result=False)
-    max_loss: float = setting(0.0, "a loss above this stops the run, nats per token; 0: four times the first losses", low=0.0)
+    max_loss: float = setting(
+        0.0, "a loss above this stops the run, nats per token; 0: four times the first losses", low=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -128,7 +161,12 @@ class Evaluate:
 
     tasks: tuple[str, ...] = setting((), "tasks; empty: those of [data]")
     split: str = setting("test", "which part of the data", filled=True)
-    ways: tuple[str, ...] = setting(("choose", "say"), "choose: the likeliest label; say: what the model writes", choices=("choose", "say"), filled=True)
+    ways: tuple[str, ...] = setting(
+        ("choose", "say"),
+        "choose: the likeliest label; say: what the model writes",
+        choices=("choose", "say"),
+        filled=True,
+    )
     limit: int = setting(0, "examples of each task; 0: all", low=0)
     max_new: int = setting(16, "tokens the model may write", low=1)
     batch_tokens: int = setting(4096, "tokens scored at once", low=64)
@@ -188,7 +226,12 @@ def spec_from_dict(values: Mapping[str, Any], overrides: Iterable[str] = (), pla
         if name not in SECTIONS:
             problems.append(_unknown_section(name, table, where))
         elif not isinstance(table, Mapping):
-            problems.append(FinloraError(f"`{name}`{where} must be a section, got {_shown(table)}", f"write [{name}] on its own line, then its keys"))
+            problems.append(
+                FinloraError(
+                    f"`{name}`{where} must be a section, got {_shown(table)}",
+                    f"write [{name}] on its own line, then its keys",
+                )
+            )
         else:
             sections[name] = _section(name, table, where, problems)
     if not problems:
@@ -247,7 +290,11 @@ def resolve(part: Part) -> tuple[Any, Any]:
         config = record.config(**values)
     except FinloraError as error:  # a config names its own field first: "rank must be ..."
         own = error.message.split()[0] in {f.name for f in fields_of(record.config)}
-        problems.append(FinloraError(f"{part.family}.{error.message}" if own else f"{part.family} `{part.kind}`: {error.message}", error.hint))
+        problems.append(
+            FinloraError(
+                f"{part.family}.{error.message}" if own else f"{part.family} `{part.kind}`: {error.message}", error.hint
+            )
+        )
     if problems:
         raise Problems(problems)
     return record, config
@@ -256,7 +303,11 @@ def resolve(part: Part) -> tuple[Any, Any]:
 def describe(section: str) -> list[tuple[str, Any, str]]:
     """[(key, default, help)] of a section, for documentation and the command line."""
     default = SECTIONS[section]()
-    return [(f.name, getattr(default, f.name), f.metadata["help"]) for f in fields_of(SECTIONS[section]) if "help" in f.metadata]
+    return [
+        (f.name, getattr(default, f.name), f.metadata["help"])
+        for f in fields_of(SECTIONS[section])
+        if "help" in f.metadata
+    ]
 
 
 def _section(name: str, table: Mapping[str, Any], where: str, problems: list[FinloraError]) -> Any:
@@ -265,7 +316,7 @@ def _section(name: str, table: Mapping[str, Any], where: str, problems: list[Fin
     options = {}
     if issubclass(section, Part):
         own = {f.name for f in fields_of(section)} - {"options"}
-        options = {key: _plain(value) for key, value in table.items() if key not in own}
+        options = {key: bare(value) for key, value in table.items() if key not in own}
         table = {key: value for key, value in table.items() if key in own}
     before = len(problems)
     values = read_fields(section, table, name, where, problems)
@@ -275,25 +326,26 @@ def _section(name: str, table: Mapping[str, Any], where: str, problems: list[Fin
 
 
 def _table(section: Any) -> dict[str, Any]:
-    told = {f.name: _plain(getattr(section, f.name)) for f in fields_of(type(section)) if f.name != "options"}
-    return {**told, **{key: _plain(value) for key, value in getattr(section, "options", {}).items()}}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Text):
-        return _plain(value.value)
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    told = {f.name: bare(getattr(section, f.name)) for f in fields_of(type(section)) if f.name != "options"}
+    return {**told, **{key: bare(value) for key, value in getattr(section, "options", {}).items()}}
 
 
 def _crossed(spec: Spec, where: str) -> list[FinloraError]:
     """What no single field can tell."""
     problems = []
     if spec.train.patience and not spec.data.validation:
-        problems.append(FinloraError(f"train.patience = {spec.train.patience}{where} needs held-out examples, but data.validation = 0.0", "set data.validation to 0.1, or train.patience to 0"))
+        problems.append(
+            FinloraError(
+                f"train.patience = {spec.train.patience}{where} needs held-out examples, but data.validation = 0.0",
+                "set data.validation to 0.1, or train.patience to 0",
+            )
+        )
     if both := sorted(set(spec.data.sources) & set(spec.data.exclude_sources)):
-        problems.append(FinloraError(f"`{both[0]}` stands in both data.sources and data.exclude_sources{where}", "keep it in one of the two"))
+        problems.append(
+            FinloraError(
+                f"`{both[0]}` stands in both data.sources and data.exclude_sources{where}", "keep it in one of the two"
+            )
+        )
     return problems
 
 
@@ -304,11 +356,16 @@ def _read_toml(path: Path) -> dict[str, Any]:
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise unknown("spec file", str(path), [str(path.parent / name) for name in near]) from None
     except IsADirectoryError:
-        raise FinloraError(f"{path} is a folder without a spec.toml", "name a TOML file, or the folder of an earlier run") from None
+        raise FinloraError(
+            f"{path} is a folder without a spec.toml", "name a TOML file, or the folder of an earlier run"
+        ) from None
     except UnicodeDecodeError as error:
         raise FinloraError(f"{path} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise FinloraError(f"{path} is not valid TOML: {error}", "text goes in quotes: name = \"...\"; lists in brackets: tasks = [\"fpb\"]") from None
+        raise FinloraError(
+            f"{path} is not valid TOML: {error}",
+            'text goes in quotes: name = "..."; lists in brackets: tasks = ["fpb"]',
+        ) from None
     except OSError as error:
         raise FinloraError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
 
@@ -318,8 +375,15 @@ def _override(tree: dict[str, Any], text: str, problems: list[FinloraError]) -> 
     path, equals, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or len(keys) < 2 or not all(keys):
-        known = [f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields_of(section) if f.name == keys[-1]]
-        problems.append(FinloraError(f"cannot read the override `{text}`", f"write {known[0] if known else 'method.rank'}={value.strip() or '...'}"))
+        known = [
+            f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields_of(section) if f.name == keys[-1]
+        ]
+        problems.append(
+            FinloraError(
+                f"cannot read the override `{text}`",
+                f"write {known[0] if known else 'method.rank'}={value.strip() or '...'}",
+            )
+        )
         return
     if keys[0] not in SECTIONS:
         problems.append(_unknown_section(keys[0], {}, f" in the override `{text}`"))
@@ -341,7 +405,7 @@ def _unknown_section(name: str, table: Any, where: str) -> FinloraError:
 
 
 def _shown(value: Any) -> str:
-    return f"`{json.dumps(_plain(value), default=str)}`"
+    return f"`{json.dumps(bare(value), default=str)}`"
 
 
 def replace(spec: Spec, **sections: Mapping[str, Any]) -> Spec:
@@ -356,4 +420,3 @@ def replace(spec: Spec, **sections: Mapping[str, Any]) -> Spec:
             old = {key: old[key] for key in ("targets",) if key in old}
         tree[name] = {**old, **changes}
     return spec_from_dict(tree)
-

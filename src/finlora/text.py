@@ -99,7 +99,7 @@ def label_ids(example: Example, tokenizer: Any, template: str = "plain") -> list
 
 def document(text: str, tokenizer: Any, id: str = "") -> Tokens:
     """A bare document for pretraining: every token counts but the first, which nothing predicts."""
-    ids = _begin(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"]) + _end(tokenizer)
+    ids = _begin(tokenizer) + _encode(tokenizer, text) + _end(tokenizer)
     return Tokens(tuple(ids), (1.0,) * len(ids), id)
 
 
@@ -140,14 +140,16 @@ def _plain(example: Example, tokenizer: Any, said: str) -> tuple[list[int], list
     return _begin(tokenizer) + _encode(tokenizer, bare), _tail(tokenizer, bare, text[len(bare) :] + said)
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _encode(tokenizer: Any, text: str, specials: bool = False) -> list[int]:
+    """Tokens of the text. specials: read "</s>" and the like as the tokens of that name (a chat template writes them);
+    without it they are text, so that a document that quotes one does not end there."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not specials)["input_ids"])
 
 
-def _tail(tokenizer: Any, head: str, tail: str) -> list[int]:
+def _tail(tokenizer: Any, head: str, tail: str, specials: bool = False) -> list[int]:
     """Tokens of `tail` after `head`: as running text where that leaves the head's tokens alone, else on its own."""
-    head_ids, whole = _encode(tokenizer, head), _encode(tokenizer, head + tail)
-    return whole[len(head_ids) :] if whole[: len(head_ids)] == head_ids else _encode(tokenizer, tail)
+    head_ids, whole = _encode(tokenizer, head, specials), _encode(tokenizer, head + tail, specials)
+    return whole[len(head_ids) :] if whole[: len(head_ids)] == head_ids else _encode(tokenizer, tail, specials)
 
 
 def _chat(example: Example, tokenizer: Any, said: str) -> tuple[list[int], list[int]]:
@@ -155,11 +157,12 @@ def _chat(example: Example, tokenizer: Any, said: str) -> tuple[list[int], list[
     head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": said}], tokenize=False)
     after = whole[len(head) :] if whole.startswith(head) else ""
-    if not after.startswith(said):  # the template rewrites what was said before (reasoning models do): end it ourselves
-        return _encode(tokenizer, head), _tail(tokenizer, head, said) + _end(tokenizer)
-    tail = _tail(tokenizer, head, after)
-    specials = set(tokenizer.all_special_ids)
-    end = next((k for k in range(len(_encode(tokenizer, said)), len(tail)) if tail[k] in specials), None)
-    tail = tail[: end + 1] if end is not None else _tail(tokenizer, head, said) + _end(tokenizer)
-    return _encode(tokenizer, head), tail
-
+    head_ids = _encode(tokenizer, head, specials=True)
+    if after.startswith(said):  # otherwise the template rewrites what was said (reasoning models do): end it ourselves
+        tail = _tail(tokenizer, head, after, specials=True)
+        # Not `all_special_ids` alone: an end of turn is often an added token that is special but has no role (Phi-3).
+        ends = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+        end = next((k for k in range(len(_encode(tokenizer, said)), len(tail)) if tail[k] in ends), None)
+        if end is not None:
+            return head_ids, tail[: end + 1]
+    return head_ids, _tail(tokenizer, head, said, specials=True) + _end(tokenizer)

@@ -46,8 +46,7 @@ def step(model: Model, batches: Sequence[Batch]) -> tuple[float, float]:
     nats = 0.0
     for batch in batches:
         batch = batch.to(model.device)
-        with _autocast(model):
-            x = hidden(model, batch)
+        x = hidden(model, batch)
         part, _ = token_sums(x, head(model), batch.targets, batch.weights)
         (part / total).backward()
         nats += float(part.detach())
@@ -60,8 +59,7 @@ def mean_nats(model: Model, tokens: Sequence[Tokens], row_tokens: int, micro_row
     nats = weight = 0.0
     for batch in batches_of(sorted(tokens, key=len), row_tokens, micro_rows, model.compiled is not None):
         batch = batch.to(model.device)
-        with _autocast(model):
-            x = hidden(model, batch)
+        x = hidden(model, batch)
         part, w = token_sums(x, head(model), batch.targets, batch.weights)
         nats, weight = nats + float(part), weight + float(w)
     return nats / weight
@@ -70,13 +68,15 @@ def mean_nats(model: Model, tokens: Sequence[Tokens], row_tokens: int, micro_row
 def batches_of(tokens: Sequence[Tokens], row_tokens: int, micro_rows: int, fixed: bool = False) -> list[Batch]:
     """The examples packed into rows of `row_tokens` (0: a row each) and cut into micro-batches of `micro_rows` rows.
 
-    fixed: every batch has the full shape (micro_rows, row_tokens), for a compiled body.
+    What examples of a row begin with alike (the instruction) is computed once; see data.pack.
+    fixed: every batch has the full shape (micro_rows, row_tokens), for a compiled body; nothing is shared.
     """
-    rows: list[list[Tokens]] = pack(tokens, row_tokens) if row_tokens else [[t] for t in tokens]
     if fixed and row_tokens:
+        rows = pack(tokens, row_tokens)
         rows += [[] for _ in range(-len(rows) % micro_rows)]
         return [collate(rows[k : k + micro_rows], row_tokens) for k in range(0, len(rows), micro_rows)]
-    return [collate(rows[k : k + micro_rows]) for k in range(0, len(rows), micro_rows)]
+    rows = pack(tokens, row_tokens, share=True) if row_tokens else [[t] for t in tokens]
+    return [collate(rows[k : k + micro_rows], share=bool(row_tokens)) for k in range(0, len(rows), micro_rows)]
 
 
 @dataclass
@@ -118,6 +118,7 @@ def fit(
         raise FinloraError("there are no training examples", "check data.tasks, data.dir and data.max_train")
     if not model.trainable():
         raise FinloraError("nothing is trainable", "choose a method, such as lora")
+    torch.manual_seed(seed)  # dropout's draws; a checkpoint brings its own state
     total = settings.steps or max(1, math.ceil(len(train) * settings.epochs / settings.batch))
     optimizer = optim.adamw(model, settings)
     root = None if folder is None else folder / "checkpoints"
@@ -137,6 +138,8 @@ def fit(
             loss = nats / weight
             _check_loss(loss, at, settings, model, root)
             norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.clip or math.inf)
+            if not math.isfinite(norm):  # AdamW would carry it into every parameter, and the next checkpoint keep it
+                raise _broken(f"the gradient's norm became {float(norm)}", at, root)
             rate = optim.set_rate(optimizer, settings.lr, optim.share(at.step, total, settings))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -202,10 +205,13 @@ def _check_loss(loss: float, at: Progress, settings: Any, model: Model, root: Pa
     limit = settings.max_loss or max(4 * first, 2 * math.log(head(model).weight.shape[0]))
     if math.isfinite(loss) and loss <= limit:
         return
+    raise _broken(f"the loss exploded to {loss:.1f} nats (limit {limit:.1f})" if math.isfinite(loss) else f"the loss became {loss}", at, root)
+
+
+def _broken(what: str, at: Progress, root: Path | None) -> FinloraError:
     last = checkpoint.latest(root) if root is not None else None
     kept = f"the last good checkpoint is `{last}`" if last else "no checkpoint had been written yet"
-    what = f"exploded to {loss:.1f} nats (limit {limit:.1f})" if math.isfinite(loss) else f"became {loss}"
-    raise FinloraError(f"the loss {what} at step {at.step + 1}; {kept}", "lower train.lr, or lengthen train.warmup, and run again")
+    return FinloraError(f"{what} at step {at.step + 1}; {kept}", "lower train.lr, or lengthen train.warmup, and run again")
 
 
 def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progress, keep: int) -> None:
@@ -232,18 +238,12 @@ def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progr
 
 def _put(model: Model, tensors: dict[str, torch.Tensor]) -> None:
     own = model.trainable()
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[0]
-        raise FinloraError(f"the checkpoint does not fit this run: `{odd}` is on one side only", "set run.overwrite = true to start afresh")
+    odd = {name for name in own.keys() | tensors.keys() if name not in own or name not in tensors or own[name].shape != tensors[name].shape}
+    if odd:
+        raise FinloraError(f"the checkpoint does not fit this run: `{min(odd)}` differs or is on one side only", "set run.overwrite = true to start afresh")
     with torch.no_grad():
         for name, p in own.items():
             p.copy_(tensors[name])
-
-
-def _autocast(model: Model) -> torch.autocast:
-    """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
-    masters = next(model.body.parameters()).dtype
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16 and masters == torch.float32)
 
 
 class _Interrupt:

@@ -30,7 +30,12 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     Raises: FinloraError, with nothing of the user's written over.
     """
     from . import evaluate
+    from .check import advice, require
 
+    require(spec, "finetune")
+    if progress:
+        for line in advice(spec):
+            progress.note(f"note: {line}")
     _, codec_config = specs.resolve(spec.codec)
     method, method_config = specs.resolve(spec.method)
     folder, finished = runs.begin(spec)
@@ -61,7 +66,7 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     results = evaluate.results(
         model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
         limit=spec.evaluate.limit, max_new=spec.evaluate.max_new, batch_tokens=spec.evaluate.batch_tokens,
-        template=told_data["template"], folder=folder, progress=progress,
+        template=told_data["template"], too_long=spec.data.too_long, folder=folder, progress=progress,
     )  # fmt: skip
     out = receipt.new("finetune", folder.name, specs.as_dict(spec))
     out.update(

@@ -16,9 +16,9 @@ SHAPES = [(48, 80), (33, 65), (128, 192), (1, 1), (3, 21), (64, 64), (40, 520)] 
 # Relative Frobenius error of Gaussian weights with in = 1024: nf4 as in QLoRA and bitsandbytes; int8 as its definition
 # gives it. A codec not named here must stay within three times 2^-bits, the bound of any code at that rate (nf4: 2.1).
 GAUSSIAN_ERROR = {"none": 0.0, "int8": 0.0079, "nf4": 0.092, "nf4_dq": 0.092}
-# Relative change when a decoded weight is encoded again: at most the rounding of fp32, but for nf4_dq, whose absmax is
-# measured from a mean that its own rounding has moved (largest of 7 shapes x 20 seeds: AGAIN_DQ).
-AGAIN = {"nf4_dq": 0.01}
+# Relative change when a decoded weight is encoded again: fp32 rounding at most, except for nf4_dq, whose absmax is
+# measured from a mean that its own rounding has moved (7 shapes x 20 seeds: mean 0.00015, largest 0.0014).
+AGAIN = {"nf4_dq": 0.003}
 
 
 def again(codec: Codec, W, dtype=torch.float32):
@@ -51,7 +51,7 @@ def law_error(codec: Codec) -> None:
         assert error == 0
         return
     bound = GAUSSIAN_ERROR.get(codec.name, 3 * 2 ** -codec.bits(codec.config(), shape))
-    # the figures have two digits; over 20 seeds ours spreads by 0.0003 of itself (nf4) and 0.002 (int8)
+    # 20 seeds at this shape: nf4 0.09199 +- 0.00016, nf4_dq 0.09201 +- 0.00016, int8 0.00786 +- 0.00004
     assert error <= 1.01 * bound, f"error {error}, published {bound}"
     assert codec.name not in GAUSSIAN_ERROR or error >= 0.97 * bound, f"error {error} is below what is possible: {bound}"
 

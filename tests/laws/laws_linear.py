@@ -80,7 +80,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def law_starts_at_base(method: Method, codec: Codec, dtype, shape) -> None:
     """Before any step the output is the base's; a method that edits the base may move it by what requantising costs."""
-    x = inputs(shape, dtype)
+    x = inputs(shape, dtype).detach()
     linear = make(method, codec, dtype, shape, stir=False)
     y, exact = linear(x), F.linear(x.double(), weight(shape).double())
     edited = linear.sole is not None and not method.trains_base
@@ -95,7 +95,7 @@ def law_starts_at_base(method: Method, codec: Codec, dtype, shape) -> None:
 
 def law_apply_equals_merge(method: Method, codec: Codec, dtype, shape) -> None:
     """The adapted product is the product with the merged weight, as exactly as the dtype allows."""
-    x, linear = inputs(shape, dtype), make(method, codec, dtype, shape)
+    x, linear = inputs(shape, dtype).detach(), make(method, codec, dtype, shape)
     truth = F.linear(x.double(), linear.merged("default", torch.float64))
     naive = F.linear(x, linear.merged("default").to(dtype))
     moved = distance(truth, F.linear(x.double(), weight(shape).double())) / float(truth.norm())
@@ -168,7 +168,7 @@ def law_mixed_rows(methods: list[Method], codec: Codec, dtype, shape) -> None:
     stirred(linear)
     names: list = [f"a{k}" for k in range(len(methods))] + [None]
     rows = [*names, *reversed(names), names[0]]
-    x = inputs(shape, dtype, rows=len(rows))
+    x = inputs(shape, dtype, rows=len(rows)).detach()
 
     def run(batch: Tensor, rows=None, active=None) -> tuple[Tensor, Tensor]:
         linear.route.rows, linear.route.active = rows, active

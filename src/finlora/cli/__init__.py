@@ -7,6 +7,7 @@ says how to go on. Results go to stdout, all else to stderr. Nothing heavier tha
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,9 @@ app = typer.Typer(cls=Commands, help=ABOUT, epilog=EPILOG, invoke_without_comman
 @app.callback()
 def options(
     ctx: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Show the version and stop.", is_eager=True, callback=lambda on: _version(on)),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and stop.", is_eager=True, callback=lambda on: _version(on)
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may stand anywhere."),
 ) -> None:
     """Options of every command; `--debug` is taken out by `main` before they are read."""
@@ -73,18 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(status or 0)
     except FinloraError as error:
         _tell(error, debug)
-        return getattr(error, "exit_code", 2)  # a verb that saved and stopped on Ctrl-C says 130
+        return 2
     except Interrupted as stop:
-        _line(f"interrupted: {stop or 'the same command again goes on where it stopped'}")
+        _line(f"interrupted: {str(stop) or 'the same command again goes on where it stopped'}")
         return 130
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader of our output has left: `finlora list methods | head -1`
-            sys.stderr.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 0
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         place = error.filename or "the output"
-        _tell(FinloraError(f"cannot write {place}: {error.strerror}", "free some space, or choose another folder with --out"), debug)
+        _tell(
+            FinloraError(
+                f"cannot write {place}: {error.strerror}", "free some space, or choose another folder with --out"
+            ),
+            debug,
+        )
         return 2
     except Exception as error:
         told = getattr(error, "format_message", None)  # typer's own errors: unknown option, missing argument

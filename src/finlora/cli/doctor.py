@@ -7,7 +7,9 @@ import typer
 from . import shared
 
 
-def command(spec: shared.SpecFile, set: shared.Sets = None, data: shared.DataDir = None, task: shared.Tasks = None) -> None:
+def command(
+    spec: shared.SpecFile, set: shared.Sets = None, data: shared.DataDir = None, task: shared.Tasks = None
+) -> None:
     """Prove on your own spec, in seconds, that training and grading do what they say.
 
     Accumulation and packing change nothing, the loss sees the answer and its end token only, a resumed run is the same
@@ -17,13 +19,12 @@ def command(spec: shared.SpecFile, set: shared.Sets = None, data: shared.DataDir
     """
     from ..check import check
     from ..spec import load_spec
-    from .progress import Progress
 
     wanted = shared.with_flags(load_spec(spec, set or ()), data__dir=data, data__tasks=task)
     shared.refuse(check(wanted, "doctor"))
     from ..doctor import run
 
-    with Progress() as progress:
+    with shared.live() as progress:
         found = run(wanted, progress=progress)
     if found is False:
         raise typer.Exit(1)

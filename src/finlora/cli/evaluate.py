@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,13 +15,18 @@ def command(
     task: shared.Tasks = None,
     data: shared.DataDir = None,
     codec: shared.Codec = None,
-    way: Annotated[Optional[list[str]], typer.Option("--way", "-w", help="choose (likeliest label) or say (free text). Repeatable; both by default.")] = None,
-    limit: Annotated[Optional[int], typer.Option("--limit", "-n", help="Examples of each task; all by default.")] = None,
-    split: Annotated[Optional[str], typer.Option("--split", help="Which part of the data; test by default.")] = None,
+    way: Annotated[
+        list[str] | None,
+        typer.Option("--way", "-w", help="choose (likeliest label) or say (free text). Repeatable; both by default."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="Examples of each task; all by default.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Which part of the data; test by default.")] = None,
     out: shared.Out = None,
     set: shared.Sets = None,
     online: shared.Online = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")
+    ] = False,
 ) -> None:
     """Grade a model on tasks, with intervals, beside the majority and naive Bayes floors.
 

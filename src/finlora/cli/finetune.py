@@ -15,7 +15,9 @@ def command(
     data: shared.DataDir = None,
     task: shared.Tasks = None,
     out: shared.Out = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")
+    ] = False,
 ) -> None:
     """Tune a model on tasks, grade it, and write adapter, records and receipt.
 
@@ -24,15 +26,13 @@ def command(
     [dim]finlora finetune recipes/qlora.toml[/dim]
     [dim]finlora finetune run.toml --data data/ -t fpb -t tfns --set method.rank=16 -o runs/fpb[/dim]
     """
-    from ..check import check
     from ..spec import load_spec
-    from .progress import Progress
 
-    wanted = shared.with_flags(load_spec(spec, set or ()), data__dir=data, data__tasks=task, run__out=out, run__overwrite=overwrite or None)
-    shared.refuse(check(wanted))
-    shared.advise(wanted)
+    wanted = shared.with_flags(
+        load_spec(spec, set or ()), data__dir=data, data__tasks=task, run__out=out, run__overwrite=overwrite or None
+    )
     from ..tune import finetune
 
-    with Progress() as progress:
+    with shared.live() as progress:
         finetune(wanted, progress=progress)
     shared.show_receipt(wanted.run.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,10 +15,12 @@ def command(
     adapter: shared.Adapter = None,
     codec: shared.Codec = None,
     max_new: Annotated[int, typer.Option("--max-new", help="Tokens at most.", min=1)] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token; above 0 draws.", min=0.0)] = 0.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="0 takes the likeliest token; above 0 draws.", min=0.0)
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.", min=0)] = 0,
     online: shared.Online = False,
-    device: Annotated[Optional[str], typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = None,
 ) -> None:
     """Let a model write.
 
@@ -30,7 +32,14 @@ def command(
     from ..errors import FinloraError
     from ..spec import Spec, resolve
 
-    wanted = shared.with_flags(Spec(), model__name=model, model__adapter=adapter, model__online=online or None, codec__kind=codec, run__device=device)
+    wanted = shared.with_flags(
+        Spec(),
+        model__name=model,
+        model__adapter=adapter,
+        model__online=online or None,
+        codec__kind=codec,
+        run__device=device,
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise FinloraError("the prompt is empty", 'write finlora generate "Revenue rose"')
@@ -39,7 +48,14 @@ def command(
     from ..model import open_model
 
     record, config = resolve(wanted.codec)
-    opened = open_model(wanted.model.name, codec=record.name, codec_config=config, adapter=wanted.model.adapter or None, device=wanted.run.device, online=online)
+    opened = open_model(
+        wanted.model.name,
+        codec=record.name,
+        codec_config=config,
+        adapter=wanted.model.adapter or None,
+        device=wanted.run.device,
+        online=online,
+    )
     for piece in write(opened, text, max_new=max_new, temperature=temperature, seed=seed):
         typer.echo(piece, nl=False)
     typer.echo("")

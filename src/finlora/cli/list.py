@@ -29,7 +29,11 @@ def command(
     table.add_column(no_wrap=True, style="bold cyan")
     table.add_column()
     for row in rows:
-        facts = (f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in row.items() if key not in ("name", "about", "kind") and value not in ("", {}))
+        facts = (
+            f"{key.replace('_', ' ')}: {_shown(value)}"
+            for key, value in row.items()
+            if key not in ("name", "about", "kind") and value not in ("", {})
+        )
         table.add_row(row["name"], Text.assemble(row["about"], ("\n" + ", ".join(facts), "dim")))
     Console(highlight=False).print(table)
 
@@ -54,7 +58,14 @@ def members(family: str) -> list[dict[str, Any]]:
 
             folder, _ = registry.FAMILIES[kind]
             variants = getattr(sys.modules[f"finlora.{folder}.{name}"], "VARIANTS", {})
-            out += [{"name": f"{name}@{variant}", "about": getattr(task, "errata", "") or _about(kind, name), **_FACTS[kind](task)} for variant, task in sorted(variants.items())]
+            out += [
+                {
+                    "name": f"{name}@{variant}",
+                    "about": getattr(task, "errata", "") or _about(kind, name),
+                    **_FACTS[kind](task),
+                }
+                for variant, task in sorted(variants.items())
+            ]
     return out
 
 
@@ -66,7 +77,9 @@ def _about(kind: str, name: str) -> str:
     from ..registry import FAMILIES
 
     first = (sys.modules[f"finlora.{FAMILIES[kind][0]}.{name}"].__doc__ or "").split("\n\n")[0]
-    words = re.sub(r" \((?=[^()]*(?:\d{4}|et al))[^()]*\)", "", " ".join(first.split()))  # without citations, whose full stops end no sentence
+    words = re.sub(
+        r" \((?=[^()]*(?:\d{4}|et al))[^()]*\)", "", " ".join(first.split())
+    )  # without citations, whose full stops end no sentence
     return re.split(r"(?<=\w)\. ", words)[0].rstrip(".")
 
 
@@ -77,7 +90,11 @@ def _options(config: type) -> dict[str, Any]:
 
 
 def _method(record: Any) -> dict[str, Any]:
-    return {"adapter": not record.trains_base, "to_lora": record.to_lora is not None, "options": _options(record.config)}
+    return {
+        "adapter": not record.trains_base,
+        "to_lora": record.to_lora is not None,
+        "options": _options(record.config),
+    }
 
 
 def _codec(record: Any) -> dict[str, Any]:
@@ -88,7 +105,12 @@ def _codec(record: Any) -> dict[str, Any]:
 
 
 def _task(record: Any) -> dict[str, Any]:
-    return {"kind": record.kind, "labels": [*record.labels], "way": record.way, "licence": getattr(record.source, "licence", "")}
+    return {
+        "kind": record.kind,
+        "labels": [*record.labels],
+        "way": record.way,
+        "licence": getattr(record.source, "licence", ""),
+    }
 
 
 _FACTS = {"method": _method, "codec": _codec, "task": _task}

@@ -13,20 +13,19 @@ def command(
     spec: shared.SpecFile,
     set: shared.Sets = None,
     out: shared.Out = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")
+    ] = False,
 ) -> None:
     """Train a model from scratch on text, by the same loop.
 
     [dim]finlora pretrain recipes/base.toml --set train.steps=2000 -o runs/base[/dim]
     """
-    from ..check import check
     from ..spec import load_spec
-    from .progress import Progress
 
     wanted = shared.with_flags(load_spec(spec, set or ()), run__out=out, run__overwrite=overwrite or None)
-    shared.refuse(check(wanted, "pretrain"))
     from ..scratch import pretrain
 
-    with Progress() as progress:
+    with shared.live() as progress:
         pretrain(wanted, progress=progress)
     shared.show_receipt(wanted.run.out)

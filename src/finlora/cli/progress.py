@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,6 +31,7 @@ class Progress:
         self.stage, self.total = "", 0
         self.losses: list[float] = []
         self.began = self.told = 0.0
+        self.first: tuple[int, float] | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -42,11 +43,11 @@ class Progress:
         """A stage of `total` steps begins (0: unknown); an unfinished one ends."""
         self.done()
         self.stage, self.total, self.losses = stage, int(total or 0), []
-        self.began, self.told = time.monotonic(), 0.0
+        self.began, self.told, self.first = time.monotonic(), 0.0, None
         if self.live:
             self.bars = Bars(
                 TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"), TimeElapsedColumn(),
                 console=self.console, transient=True,
             )  # fmt: skip
             self.bars.start()
@@ -56,6 +57,12 @@ class Progress:
         """`n` steps of the stage are done. Facts by name: loss, lr, tokens_per_s, eta (seconds), or any other."""
         if facts.get("loss") is not None:
             self.losses.append(float(facts["loss"]))
+        if self.first is None:
+            self.first = (n, time.monotonic())
+        if (
+            facts.get("eta") is None and self.total and n > self.first[0]
+        ):  # by the pace since the first step told: a run may be resumed
+            facts["eta"] = (self.total - n) * (time.monotonic() - self.first[1]) / (n - self.first[0])
         told = "  ".join(text for key, value in facts.items() if (text := _fact(key, value)))
         if self.live and self.bars:
             curve = f"  [cyan]{sparkline(self.losses)}[/]" if len(self.losses) > 1 else ""
@@ -64,11 +71,16 @@ class Progress:
         now = time.monotonic()
         if now - self.told >= PLAIN_SECONDS or n == self.total:
             self.told = now
-            self.console.print(f"{self.stage} {n}/{self.total}  {told}" if self.total else f"{self.stage} {n}  {told}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"{self.stage} {n}/{self.total}  {told}" if self.total else f"{self.stage} {n}  {told}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        (self.bars.console if self.bars else self.console).print(text, markup=False, soft_wrap=True)
+        (self.bars.console if self.bars else self.console).print(text, markup=False, highlight=False, soft_wrap=True)
 
     def done(self) -> None:
         """The stage ends; on a terminal its bar gives way to one line with the time it took."""
@@ -78,7 +90,9 @@ class Progress:
             self.bars.stop()
             self.bars = None
         last = f"  loss {self.losses[-1]:.4f}" if self.losses else ""
-        self.console.print(f"{self.stage}: {time.monotonic() - self.began:.1f} s{last}", markup=False, soft_wrap=True)
+        self.console.print(
+            f"{self.stage}: {time.monotonic() - self.began:.1f} s{last}", markup=False, highlight=False, soft_wrap=True
+        )
         self.stage = ""
 
 

@@ -20,4 +20,6 @@ def command(
     """
     from ..report import build
 
-    typer.echo(str(build(folder, Path(out) if out else folder[0] / "report")))
+    page = build(folder, Path(out) if out else folder[0] / "report")
+    shared.show_runs(folder)
+    typer.echo(f"report: {page}")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..spec import Spec
+    from .progress import Progress
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A TOML file, or the folder of an earlier run.")]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the spec: --set method.rank=16. Repeatable.")]  # fmt: skip
-DataDir = Annotated[Optional[str], typer.Option("--data", metavar="DIR", help="Folder of data files: FinLoRA's context/target jsonl, or the hub's columns.")]  # fmt: skip
-Tasks = Annotated[Optional[list[str]], typer.Option("--task", "-t", metavar="NAME", help="A task of `finlora list tasks`. Repeatable.")]  # fmt: skip
-Out = Annotated[Optional[str], typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything written.")]
-ModelName = Annotated[Optional[str], typer.Option("--model", "-m", metavar="MODEL", help="finlora/base, a local Hugging Face folder, or with --online a hub id.")]  # fmt: skip
-Adapter = Annotated[Optional[str], typer.Option("--adapter", "-a", metavar="DIR", help="Folder of a saved adapter (ours or PEFT's).")]
-Codec = Annotated[Optional[str], typer.Option("--codec", metavar="KIND", help="How the base is kept: see `finlora list codecs`.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the spec: --set method.rank=16. Repeatable.")]  # fmt: skip
+DataDir = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of data files: FinLoRA's context/target jsonl, or the hub's columns.")]  # fmt: skip
+Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", metavar="NAME", help="A task of `finlora list tasks`. Repeatable.")]  # fmt: skip
+Out = Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything written.")]
+ModelName = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="finlora/base, a local Hugging Face folder, or with --online a hub id.")]  # fmt: skip
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", "-a", metavar="DIR", help="Folder of a saved adapter (ours or PEFT's).")
+]
+Codec = Annotated[
+    str | None, typer.Option("--codec", metavar="KIND", help="How the base is kept: see `finlora list codecs`.")
+]
+NAME = 28  # characters of a run's name in a table
 Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the hub.")]
 
 
@@ -49,45 +57,98 @@ def advise(spec: Spec) -> None:
         typer.echo(f"note: {text}", err=True)
 
 
-def show_receipt(folder: str | Path) -> None:
-    """A table of the results in a run folder's receipt, and where things lie."""
-    import json
+@contextlib.contextmanager
+def live() -> Iterator[Progress]:
+    """The live display for a verb that trains; a run that saved and stopped on Ctrl-C ends as an interrupted command."""
+    from ..train import Interrupted
+    from .progress import Progress
 
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        with Progress() as progress:
+            yield progress
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop.message}; {stop.hint}") from stop
+
+
+def show_receipt(folder: str | Path) -> None:
+    """The results in a run folder's receipt, what they cost, and where things lie."""
+    import json
 
     folder = Path(folder)
     path = folder / "receipt.json"
     if not path.is_file():
         return
     receipt = json.loads(path.read_text(encoding="utf-8"))
-    console = Console(highlight=False)
-    results = receipt.get("results") or {}
-    if results:
-        table = Table("task", "n", "accuracy", "macro F1", "unreadable", "majority", "naive Bayes", title=receipt.get("name") or folder.name, title_justify="left")
-        for task, found in results.items():
-            metrics, floors = found.get("metrics", {}), found.get("floors", {})
-            table.add_row(task, f"{found.get('n', '')}", estimate(metrics.get("accuracy")), estimate(metrics.get("macro_f1")),
-                          f"{found.get('unreadable', '')}", estimate(floors.get("majority")), estimate(floors.get("naive_bayes")))  # fmt: skip
-        console.print(table)
+    if receipt.get("results"):
+        show_runs([path])
+        lost = {task: found.get("unreadable") for task, found in receipt["results"].items() if found.get("unreadable")}
+        for task, count in lost.items():
+            typer.echo(
+                f"{task}: {count} of {receipt['results'][task]['n']} answers could not be read and count as wrong"
+            )
     train = receipt.get("train") or {}
     if train.get("steps"):
         parts = [f"{train['steps']:,} steps"]
-        parts += [f"loss {train['loss_first']:.3f} to {train['loss_last']:.3f}"] if train.get("loss_first") is not None and train.get("loss_last") is not None else []
+        parts += (
+            [f"loss {train['loss_first']:.3f} to {train['loss_last']:.3f}"]
+            if train.get("loss_first") is not None and train.get("loss_last") is not None
+            else []
+        )
         parts += [f"{train['seconds']:.1f} s"] if train.get("seconds") else []
         parts += [f"{train['tokens_per_s']:,.0f} tokens/s"] if train.get("tokens_per_s") else []
-        parts += [f"peak {train['peak_bytes'] / 2**20:,.0f} MiB ({train.get('peak_how', '')})"] if train.get("peak_bytes") else []
-        console.print("trained: " + ", ".join(parts), soft_wrap=True)
+        parts += (
+            [f"peak {train['peak_bytes'] / 2**20:,.0f} MiB ({train.get('peak_how', '')})"]
+            if train.get("peak_bytes")
+            else []
+        )
+        typer.echo("trained: " + ", ".join(parts))
     for what in ("adapter", "model"):
         if (folder / what).is_dir():
-            console.print(f"{what}: {folder / what}", soft_wrap=True)
-    console.print(f"receipt: {path}", soft_wrap=True)
+            typer.echo(f"{what}: {folder / what}")
+    typer.echo(f"receipt: {path}")
 
 
-def estimate(found: Any) -> str:
-    """`0.812 [0.78, 0.84]` of an estimate in a receipt; empty where there is none."""
-    if not isinstance(found, dict) or found.get("value") is None:
-        return ""
-    if found.get("low") is None or found.get("high") is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} \\[{found['low']:.3f}, {found['high']:.3f}]"
+def show_runs(paths: list[Path]) -> None:
+    """One row a run, of every receipt in and under the folders; a table wider than the terminal is cut into several."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .. import receipt
+    from ..report import tables
+
+    found, warnings = receipt.find(paths)
+    for text in warnings:
+        typer.echo(f"note: {text}", err=True)
+    header, rows = tables.terminal_rows(found)
+    rows = [[row[0] if len(row[0]) <= NAME else row[0][: NAME - 1] + "…", *row[1:]] for row in rows]
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no edge
+        console = Console(highlight=False, width=1000)
+    for k, part in enumerate(_parts(header, rows, console.width)):
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for at in part:
+            table.add_column(
+                Text(header[at]),
+                no_wrap=True,
+                style="cyan" if at == 0 else None,
+                justify="left" if at == 0 else "right",
+            )
+        for row in rows:
+            table.add_row(*(Text(row[at]) for at in part))
+        if k:
+            console.print()
+        console.print(table)
+
+
+def _parts(header: list[str], rows: list[list[str]], width: int) -> list[list[int]]:
+    """Column numbers of each table: the first column and as many others as fit the width."""
+    sizes = [max(len(cell) for cell in column) + 2 for column in zip(header, *rows)]
+    parts, used = [[0]], sizes[0]
+    for at, size in enumerate(sizes[1:], 1):
+        if used + size > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = sizes[0]
+        parts[-1].append(at)
+        used += size
+    return parts

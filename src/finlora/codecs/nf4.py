@@ -58,10 +58,23 @@ def absmax_blocks(W_OI: Tensor, block: int) -> Tensor:
     """(ceil(O*I/block),) fp32: the largest magnitude of each run of `block` weights."""
     flat = W_OI.reshape(-1)
     whole = flat.numel() // block * block
-    parts = [flat[:whole].view(-1, block).abs().amax(1).float()]
+    # the infinity norm is max|w| without a second tensor of W's size for |W|
+    parts = [torch.linalg.vector_norm(flat[:whole].view(-1, block), torch.inf, dim=1).float()]
     if whole < flat.numel():
         parts.append(flat[whole:].abs().amax().float().clamp(min=TINY).reshape(1))
     return torch.cat(parts)
+
+
+def normalise(values: Tensor, absmax: Tensor, block: int) -> Tensor:
+    """fp32 values of shape (N,) over the absmax of their block; zeros fill the last block up when it is short."""
+    size = values.numel()
+    values = F.pad(values, (0, -size % block)).view(-1, block)
+    absmax = absmax.clamp(min=TINY)
+    # bitsandbytes multiplies whole blocks by the reciprocal and divides a short one: the last bit can decide a tie
+    scaled = values * (1.0 / absmax)[:, None]
+    if size % block:
+        scaled[-1] = values[-1] / absmax[-1]
+    return scaled.view(-1)
 
 
 def pack(W_OI: Tensor, absmax: Tensor, block: int) -> Tensor:
@@ -72,14 +85,9 @@ def pack(W_OI: Tensor, absmax: Tensor, block: int) -> Tensor:
     packed = torch.empty((n + 1) // 2, dtype=torch.uint8, device=flat.device)
     for start in range(0, n, CHUNK):
         part = flat[start : start + CHUNK].float()
-        size, scale = part.numel(), absmax[start // block : (start + CHUNK) // block]
-        # padding the last short block with zeros leaves its own codes as they are
-        part = F.pad(part, (0, -size % block)).view(-1, block)
-        # bitsandbytes multiplies whole blocks by the reciprocal and divides a short one; the last bit can differ
-        scaled = part * (1.0 / scale.clamp(min=TINY))[:, None]
-        if size % block:
-            scaled[-1] = part[-1] / scale[-1]
-        codes = torch.bucketize(scaled, middles, out_int32=True).view(-1)[: size + size % 2].to(torch.uint8)
+        size = part.numel()
+        scaled = normalise(part, absmax[start // block : (start + CHUNK) // block], block)
+        codes = torch.bucketize(scaled, middles, out_int32=True)[: size + size % 2].to(torch.uint8)
         packed[start // 2 : (start + size + 1) // 2] = (codes[::2] << 4) | codes[1::2]
     return packed
 

@@ -16,7 +16,6 @@ from finlora.receipt import Found
 from finlora.report import tables
 from finlora.report.tables import part
 
-
 LISTED = 4  # differences that the summary spells out
 
 
@@ -130,6 +129,7 @@ def doubts(found: Sequence[Found]) -> list[str]:
         sizes = {part(f.receipt, "results")[task].get("n") for f in held} - {None}
         data = [d for f in held for d in f.receipt.get("data") or [] if d.get("task") == task]
         digests = {d.get("sha256") for d in data if d.get("split") not in ("train", "validation")}
+        digests |= {part(f.receipt, "results")[task].get("data_sha256") for f in held}
         if len(sizes) > 1 or len(digests - {None}) > 1:
             out.append(f"{task}: the runs were graded on different test examples; their accuracies are not comparable.")
         if len({part(f.receipt, "results")[task].get("way") for f in held} - {None}) > 1:

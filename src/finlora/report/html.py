@@ -175,7 +175,7 @@ def _p(p: float | None) -> str:
 
 
 def _cost(found: Sequence[Found], names: Sequence[str]) -> str:
-    figures = []
+    figures, series = [], _series(found)
     for task in tables.tasks_of(found):
         metric = next(iter(tables.metrics_of(found, task)), None)
         if metric is None:
@@ -190,7 +190,7 @@ def _cost(found: Sequence[Found], names: Sequence[str]) -> str:
                 e, x = _metric(f, task, metric), part(f.receipt, "train").get(key)
                 if e and x is not None:
                     low, high = (e["value"] if e.get(k) is None else e[k] for k in ("low", "high"))
-                    points.append(plots.Point(names[at], x * scale, e["value"], low, high, at))
+                    points.append(plots.Point(names[at], x * scale, e["value"], low, high, series[at]))
             what = f"{title.rstrip(' %')} against {x_title.split(',')[0]}"
             svg = plots.trade_off(points, x_title, title, f"{task}: {what}", levels)
             figures.append(f"<figure><figcaption><b>{esc(task)}</b>: {esc(what)}</figcaption>{svg}</figure>" if svg else "")
@@ -199,13 +199,19 @@ def _cost(found: Sequence[Found], names: Sequence[str]) -> str:
     return '<p class="muted">Bars are 95% intervals of each run alone.</p>' + f'<div class="plots">{"".join(figures)}</div>'
 
 
+def _series(found: Sequence[Found]) -> list[int]:
+    """The number of each run's colour, the same in every plot; the untuned base is a line in them and takes none of the first."""
+    order = sorted(range(len(found)), key=lambda at: tables.is_base(found[at].receipt))
+    return [order.index(at) for at in range(len(found))]
+
+
 def _metric(f: Found, task: str, metric: str) -> Mapping[str, Any] | None:
     value = part(part(part(f.receipt, "results"), task), "metrics").get(metric)
     return value if value and value.get("value") is not None else None
 
 
 def _learning(found: Sequence[Found], names: Sequence[str]) -> str:
-    out = []
+    out, series = [], _series(found)
     for kind, title in (("finetune", "Fine-tuning"), ("pretrain", "Pretraining")):
         curves = []
         for at, f in enumerate(found):
@@ -213,15 +219,17 @@ def _learning(found: Sequence[Found], names: Sequence[str]) -> str:
             if f.receipt["kind"] == kind:
                 steps = [(p[0], p[1]) for p in train.get("curve") or [] if p[1] is not None]
                 held = [(p[0], p[1]) for p in train.get("val") or [] if p[1] is not None]
-                curves.append(plots.Curve(names[at], steps, held, at))
+                curves.append(plots.Curve(names[at], steps, held, series[at]))
         svg = plots.learning(curves, f"{title}: loss by step")
         if svg:
             shown = [c for c in curves if len(c.train) > 1 or c.validation]
-            key = "".join(f"<li>{plots.mark(c.series)}{esc(c.label)}</li>" for c in shown)
+            key = "".join(f"<li>{plots.mark(c.series, len(shown) == 1)}{esc(c.label)}</li>" for c in shown)
             points = max(len(c.train) for c in shown)
-            how = f"Strong line: training loss, exponential average over about {plots.span(points)} logged points; faint: as logged; markers: validation loss."
+            width = plots.span(points)
+            strong = f"mean of {width} logged points around each step; faint: as logged" if width > 1 else "as logged"
+            how = f"Strong line: training loss, {strong}; markers: validation loss."
             out.append(f'<figure><figcaption><b>{title}</b>. {how}</figcaption><ul class="key">{key}</ul>{svg}</figure>')
-    return "".join(out)
+    return f'<div class="plots">{"".join(out)}</div>' if out else ""
 
 
 # -- confusion matrices ------------------------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def _confusion(found: Sequence[Found], names: Sequence[str]) -> str:
             out.append(f'<details{first}><summary>{esc(task)} <span class="muted">{len(blocks)} runs</span></summary><div class="matrices">{"".join(blocks)}</div></details>')
     if not out:
         return ""
-    return '<p class="muted">Rows: the right answer. Columns: what the run answered. Shade: share of the row; framed: right.</p>' + "".join(out)
+    return '<p class="muted">Rows: the right answer. Columns: what the run answered. Shade: share of the row; framed: right. Where both ways of asking were used, the one that counts is marked.</p>' + "".join(out)
 
 
 def _matrix(result: Mapping[str, Any]) -> str:
@@ -266,13 +274,13 @@ def _matrix(result: Mapping[str, Any]) -> str:
 def _ways(result: Mapping[str, Any]) -> str:
     """Both ways of asking, where both were used."""
     lines = []
-    for way, each in part(result, "by_way").items():
+    for way, each in part(result, "by_way").items() if len(part(result, "by_way")) > 1 else ():
         metrics = part(each, "metrics") or each
         values = [f"{tables.METRICS.get(m, m)[:-2]} {c.text}% {c.detail}" for m in ("accuracy", "macro_f1") if (c := tables.estimate(metrics.get(m))).sort is not None]
         lost = tables.unreadable({"n": result.get("n"), "unreadable": each.get("unreadable")})
         values += [f"{lost.text} unreadable"] if lost.sort is not None else []
-        first = " (the task’s own way)" if way == result.get("way") else ""
-        lines.append(f"<li>{esc(way)}{first}: {esc('; '.join(values))}</li>" if values else "")
+        first = " (counts)" if way == result.get("way") else ""
+        lines.append(f"<li>{esc(way)}{first}: {esc(', '.join(values))}</li>" if values else "")
     return f'<ul class="muted">{"".join(lines)}</ul>' if any(lines) else ""
 
 
@@ -289,12 +297,15 @@ def _data(found: Sequence[Found]) -> str:
         notes |= {task: str(r["errata"]) for task, r in part(f.receipt, "results").items() if r.get("errata")}
     if not rows and not notes:
         return ""
-    lines = "".join(
-        f'<tr><th scope="row">{esc(str(d.get("task") or d.get("source") or ""))}</th><td>{esc(str(d.get("split") or ""))}</td>'
-        f'<td class="n">{_count(d.get("rows"))}</td><td>{esc(str(d.get("licence") or tables.DASH))}</td><td><code title="{esc(str(d.get("sha256")))}">{esc(str(d.get("sha256") or "")[:16])}</code></td></tr>'
-        for d in rows.values()
-    )
-    heads = "".join(f'<th scope="col" class="plain{n}">{t}</th>' for t, n in (("task", ""), ("split", ""), ("rows", " n"), ("licence", ""), ("sha256", "")))
+    licensed = any(d.get("licence") for d in rows.values())
+    lines = ""
+    for d in rows.values():
+        digest = str(d.get("sha256") or "")
+        lines += f'<tr><th scope="row">{esc(str(d.get("task") or d.get("source") or ""))}</th><td>{esc(str(d.get("split") or ""))}</td>'
+        lines += f'<td class="n">{_count(d.get("rows"))}</td>'
+        lines += f"<td>{esc(str(d.get('licence') or tables.DASH))}</td>" if licensed else ""
+        lines += f'<td><code title="{esc(digest)}">{esc(digest[:16])}</code></td></tr>'
+    heads = "".join(f'<th scope="col" class="plain{n}">{t}</th>' for t, n in (("task", ""), ("split", ""), ("rows", " n"), ("licence", ""), ("sha256", "")) if t != "licence" or licensed)
     table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>' if rows else ""
     said = "".join(f"<li><b>{esc(task)}</b>: {esc(text)}</li>" for task, text in notes.items())
     return table + (f"<h3>Known errata</h3><ul>{said}</ul>" if said else "")

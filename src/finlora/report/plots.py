@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def trade_off(points: Sequence[Point], x_title: str, y_title: str, title: str, l
         _plain_log_ticks(axes)
         axes.set_xlim(min(xs) / 1.7, max(xs) * 1.7)
     else:
-        room = 0.16 * (max(xs) - min(xs)) or 0.5 * abs(xs[0]) or 1.0
+        room = 0.24 * (max(xs) - min(xs)) or 0.5 * abs(xs[0]) or 1.0
         axes.set_xlim(max(0.0, min(xs) - room) if min(xs) >= 0 else min(xs) - room, max(xs) + room)
     lows, highs = [100 * p.low for p in points] + [100 * v for _, v in levels], [100 * p.high for p in points] + [100 * v for _, v in levels]
     room = 0.13 * (max(highs) - min(lows)) or 2.0
@@ -85,9 +86,9 @@ def learning(curves: Sequence[Curve], title: str) -> str:
     curves = [c for c in curves if len(c.train) > 1 or c.validation]
     if not curves:
         return ""
-    figure, axes = _figure(8.6, 3.9)
+    figure, axes = _figure(6.2, 3.9)
     for c in curves:
-        ink, dash = colour(c.series), DASHES[c.series % len(DASHES)]
+        ink, dash = colour(c.series), _dash(c.series, alone=len(curves) == 1)
         steps, losses = [s for s, _ in c.train], [v for _, v in c.train]
         smoothed = smooth(losses)
         if len(losses) > 1:
@@ -99,6 +100,7 @@ def learning(curves: Sequence[Curve], title: str) -> str:
             axes.plot(
                 [s for s, _ in c.validation], [v for _, v in c.validation], color=ink, linewidth=0.9, linestyle=":",
                 marker=MARKERS[c.series % len(MARKERS)], markersize=5.5,
+                markevery=max(1, len(c.validation) // 12),
             )  # fmt: skip
     strong = [v for c in curves for v in (*smooth([v for _, v in c.train]), *(v for _, v in c.validation))]
     low, high = min(strong), max(strong)
@@ -114,31 +116,42 @@ def learning(curves: Sequence[Curve], title: str) -> str:
 
 
 def span(points: int) -> int:
-    """How many logged points the smoothed loss looks back on, roughly."""
-    return max(1, round(points / 25))
+    """How many logged points one value of the smoothed loss is the mean of; odd."""
+    return 2 * round(points / 50) + 1
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average over about `span` points, unbiased at the start (Adam's correction)."""
-    keep = 1 - 1 / span(len(values))
-    out, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(total / weight)
+    """Mean over a window of `span` points around each value.
+
+    Centred, because an average of the past alone lags behind a falling loss and so reads too high. At the start, where
+    the loss is steep, both sides narrow; at the end, where it is flat and the last value is the one quoted, only the
+    missing side does.
+    """
+    reach, last = span(len(values)) // 2, len(values) - 1
+    sums = [0.0, *itertools.accumulate(values)]
+    out = []
+    for at in range(len(values)):
+        back = min(reach, at)
+        ahead = min(back, last - at)
+        out.append((sums[at + ahead + 1] - sums[at - back]) / (back + ahead + 1))
     return out
 
 
-def mark(series: int) -> str:
-    """A small SVG of a run's line and marker, for a legend beside the plots."""
+def mark(series: int, alone: bool = False) -> str:
+    """A small SVG of a run's line and marker, for a legend beside the plots; a lone line is never dashed."""
     figure, axes = _figure(0.5, 0.2)
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))
     axes.axis("off")
     (line,) = axes.plot([0, 1], [0, 0], color=colour(series), linewidth=1.7)
-    if DASHES[series % len(DASHES)][0] is not None:
-        line.set_dashes(DASHES[series % len(DASHES)])
+    if (dash := _dash(series, alone))[0] is not None:
+        line.set_dashes(dash)
     axes.plot([0.5], [0], color=colour(series), marker=MARKERS[series % len(MARKERS)], markersize=6.5)
     return _inline(figure, "")
+
+
+def _dash(series: int, alone: bool) -> tuple[float | None, ...]:
+    return DASHES[0 if alone else series % len(DASHES)]
 
 
 def short(label: str, most: int = 26) -> str:
@@ -214,6 +227,9 @@ def _label(figure: Any, axes: Any, points: Sequence[Point], levels: Sequence[tup
         text.xy = (side, 100 * level)
         text.set(ha={1.0: "right", 0.0: "left", 0.5: "center"}[side], va="bottom" if up else "top", position=(0, 2 if up else -2))
         taken.append(box)
+    for _, level in levels:  # a label across a line is hard to read
+        y = axes.transData.transform((0, 100 * level))[1]
+        taken.append((frame.x0, y - 1.5 * pixel, frame.x1, y + 1.5 * pixel))
     order = sorted(range(len(points)), key=lambda at: (-points[at].x, points[at].y))
     for at in order:
         p = points[at]

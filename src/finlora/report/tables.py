@@ -72,6 +72,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
+    """The columns and the rows under them, floors and base first."""
+
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
 
@@ -120,7 +122,9 @@ def floor_of(found: Iterable[Found], task: str, floor: str) -> dict[str, dict[st
     for f in found:
         value = part(part(part(f.receipt, "results"), task), "floors").get(floor)
         if value:
-            return {"accuracy": value} if "value" in value else dict(part(value, "metrics") or value)
+            metrics = {"accuracy": value} if "value" in value else value.get("metrics") or {}
+            note = value.get("how") if "metrics" in value else None  # such as: learned from the graded examples
+            return {m: e | {"how": ", ".join(filter(None, [e.get("how"), note]))} for m, e in metrics.items()}
     return {}
 
 
@@ -192,7 +196,7 @@ def number(value: float | None, form: str, scale: float = 1.0, about: str = "") 
 def _cells(f: Found, label: str, tasks: Sequence[str], shown: Mapping[str, list[str]]) -> tuple[Cell, ...]:
     receipt = f.receipt
     model, train, results = part(receipt, "model"), part(receipt, "train"), part(receipt, "results")
-    about = f"{receipt['kind']}, {receipt.get('created', '')}"
+    about = ", ".join(filter(None, [label, receipt["kind"], str(receipt.get("created") or "")]))  # the name may be cut
     method = receipt.get("method") or ("base" if is_base(receipt) else receipt["kind"])
     codec = receipt.get("codec") or DASH
     cells = [Cell(label, sort=label, about=about), Cell(method, sort=method), Cell(codec, sort=codec)]
@@ -202,10 +206,12 @@ def _cells(f: Found, label: str, tasks: Sequence[str], shown: Mapping[str, list[
         cells += [*(estimate(metrics.get(m)) for m in shown[task]), unreadable(result)]
     graded = [r["seconds"] for r in results.values() if r.get("seconds") is not None]
     evaluation = f"grading took {sum(graded):,.1f} s" if graded else ""
+    cost = part(receipt, "cost")  # of grading alone: not the memory that the column is about, so only in the tooltip
+    peak = f"grading peaked at {cost['peak_bytes'] / 1e6:,.0f} MB, {cost.get('peak_how', '')}" if cost.get("peak_bytes") else ""
     cells += [
         number(model.get("trainable"), ",.0f", about=_share(model)),
         number(model.get("bits_per_weight"), ".2f"),
-        number(train.get("peak_bytes"), ",.0f", 1e-6, train.get("peak_how") or ""),
+        number(train.get("peak_bytes"), ",.0f", 1e-6, train.get("peak_how") or peak),
         number(train.get("seconds"), ",.1f", about=evaluation),
         number(train.get("tokens_per_s"), ",.0f"),
     ]

@@ -1,0 +1,486 @@
+"""Grading: task x model -> records -> estimates -> receipt.
+
+Each example is answered in both ways where both exist: `choose` (the likeliest of its labels) and `say` (what the model
+writes, read by the task).  The record keeps both; the task says which is the answer (`task.way`), and the receipt shows the
+figures of each beside the floors that a model must beat.  What cannot be read is wrong, and counted.
+
+    run("finlora/base", ["tone"], out="runs/base")     everything into one folder
+    results(model, ["tone"], folder=...)               the same for a model in memory, without a receipt
+    evaluate_task(model, task, examples)               one task: (records, result)
+
+Records are appended in the order of the examples, a chunk at a time.  A grading that was killed goes on behind the last
+whole chunk; records of another model, or of other examples, are refused.  Chunks always begin at the same examples, so that
+a resumed grading yields the records of the undisturbed one to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import measure, model as models, receipt, rows, runs, score, spec as specs
+from .errors import FinloraError, unknown
+from .floors import majority, naive_bayes
+from .generate import choose, prompt_ids, say
+from .registry import pick
+from .score import Record
+from .tasks import Task
+from .text import Example, choose_template, prompt_text
+
+WAYS = ("choose", "say")
+CHUNK = 256  # examples between two appends to the records
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1")
+
+
+@dataclass(frozen=True)
+class How:
+    """The settings of a grading. ways, limit, max_new, batch_tokens: as spec.Evaluate. template, too_long: as spec.Data."""
+
+    ways: tuple[str, ...] = WAYS
+    limit: int = 0
+    max_new: int = 16
+    batch_tokens: int = 4096
+    template: str = "auto"
+    too_long: str = "refuse"
+    stop: tuple[str, ...] = ("\n",)
+
+    def __post_init__(self) -> None:
+        for way in self.ways:
+            if way not in WAYS:
+                raise unknown("way", way, WAYS, "evaluate.ways")
+        if not self.ways:
+            raise FinloraError("evaluate.ways is empty", f"name one or both of {', '.join(WAYS)}")
+
+
+def run(
+    model: specs.Spec | models.Model | str,
+    tasks: Sequence[str] | str = (),
+    dir: str | Path = "",
+    split: str = "test",
+    *,
+    ways: Sequence[str] = WAYS,
+    limit: int = 0,
+    out: str | Path | None = None,
+    template: str = "auto",
+    too_long: str = "refuse",
+    batch_tokens: int = 4096,
+    max_new: int = 16,
+    adapter: str | Path | None = None,
+    codec: str = "none",
+    device: str = "auto",
+    dtype: str = "auto",
+    online: bool = False,
+    train_floors: bool = True,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Grade a model on tasks and return the receipt; with `out` also write records/ and receipt.json there.
+
+    model: a Model, its name (as open_model takes it, with adapter, codec, device, dtype, online), or a Spec, which then
+    brings everything and the folder as well. dir: the folder of the data, "" for the sets that ship. limit: examples of
+    each task, 0 for all. train_floors: False leaves naive Bayes out.
+    Raises: FinloraError, before any record is written where it can be known; a folder of another grading is refused.
+    """
+    spec = model if isinstance(model, specs.Spec) else None
+    if spec is None and out is not None:
+        spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online)
+    folder = None
+    if spec is not None:
+        folder, finished = runs.begin(spec)
+        if finished is not None:
+            if progress:
+                progress.note(f"{folder} is finished already; this is its receipt")
+            return finished
+    if spec is not None and not isinstance(model, models.Model):
+        _, config = specs.resolve(spec.codec)
+        model = models.open_model(
+            spec.model.name, codec=spec.codec.kind, codec_config=config, adapter=spec.model.adapter or None, device=spec.run.device,
+            dtype=spec.run.dtype, seed=spec.run.seed, online=spec.model.online,
+        )  # fmt: skip
+    elif not isinstance(model, models.Model):
+        model = models.open_model(model, codec=codec, adapter=adapter, device=device, dtype=dtype, online=online)
+    if spec is not None:
+        e = spec.evaluate
+        tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split
+        ways, limit, max_new, batch_tokens = e.ways, e.limit, e.max_new, e.batch_tokens
+        template, too_long = spec.data.template, spec.data.too_long
+    meter = measure.meter(model.device)
+    told = results(
+        model, tasks, dir=dir, split=split, ways=ways, limit=limit, max_new=max_new, batch_tokens=batch_tokens, template=template,
+        too_long=too_long, folder=folder, train_floors=train_floors, progress=progress,
+    )  # fmt: skip
+    settings = specs.as_dict(spec) if spec is not None else {}
+    sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
+    about = describe(model)
+    sheet.update(
+        model=about,
+        method=about["method"],
+        codec=about["codec"],
+        data=[{"task": name, "split": split, "rows": found["n"], "sha256": found["data_sha256"]} for name, found in told.items()],
+        template=choose_template(model.tokenizer, template),
+        cost=meter.read(),
+        results=told,
+    )
+    if folder is not None:
+        receipt.write(folder / "receipt.json", sheet)
+    return receipt.plain(sheet)
+
+
+def results(
+    model: models.Model,
+    tasks: Sequence[str] | str,
+    *,
+    dir: str | Path = "",
+    split: str = "test",
+    ways: Sequence[str] = WAYS,
+    limit: int = 0,
+    max_new: int = 16,
+    batch_tokens: int = 4096,
+    template: str = "auto",
+    too_long: str = "refuse",
+    folder: str | Path | None = None,
+    train_floors: bool = True,
+    progress: Any = None,
+) -> dict[str, dict[str, Any]]:
+    """The receipt's "results" section: {task: result of evaluate_task, with floors and where its records lie}.
+
+    folder: the run's folder, whose records/ receives the records; None keeps them nowhere.
+    Raises: as run.
+    """
+    how = How(tuple(ways), limit, max_new, batch_tokens, choose_template(model.tokenizer, template), too_long)
+    names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
+    if not names:
+        raise FinloraError("there is no task to grade on", "`finlora list tasks` shows what there is")
+    asked: dict[str, tuple[Task, list[Example]]] = {}
+    for name in names:  # all are read before the first is graded: a missing file should not cost an hour
+        task = pick("task", name)
+        examples = rows.read_examples(task, split, dir or None, limit or None)
+        asked[name] = task, examples[: limit or None]
+        _ways_of(task, how)
+    if folder is not None:
+        _claim(Path(folder) / "records", model, how, split)
+    out: dict[str, dict[str, Any]] = {}
+    for name, (task, examples) in asked.items():
+        path = None if folder is None else Path(folder) / "records" / f"{file_name(name)}.jsonl"
+        records, told = evaluate_task(model, task, examples, how=how, path=path, progress=progress)
+        told["floors"] = floor_metrics(task, examples, dir, split, limit, train_floors, progress)
+        told["records"] = None if path is None else f"records/{path.name}"
+        told["data_sha256"] = rows.file_digest(task, split, dir or None)
+        told["split"] = split
+        out[name] = told
+    return out
+
+
+def evaluate_task(
+    model: models.Model,
+    task: Task,
+    examples: Sequence[Example],
+    ways: Sequence[str] = WAYS,
+    *,
+    how: How | None = None,
+    path: str | Path | None = None,
+    progress: Any = None,
+) -> tuple[list[Record], dict[str, Any]]:
+    """(records in the order of the examples, the task's part of a receipt).
+
+    how: all settings at once, in place of `ways`. path: a JSONL file that is appended to, and resumed from where it holds
+    the records of the first examples already.
+    Raises: FinloraError for no examples, two of one id, a way that the task does not have, or records of other examples.
+    """
+    how = How(tuple(ways)) if how is None else how
+    if not examples:
+        raise FinloraError(f"task `{task.name}` has no examples to grade on", "check the split and the limit")
+    _unique(task, examples)
+    chosen = _ways_of(task, how)
+    way = task.way if task.way in chosen else chosen[0]
+    kept = _resume(path, examples) if path is not None else []
+    if progress:
+        progress.start(f"grade {task.name}", len(examples))
+        progress.step(len(kept))
+    records: list[Record] = []
+    spent = dict.fromkeys(chosen, 0.0)
+    computed = 0
+    for k in range(0, len(examples), CHUNK):
+        part = examples[k : k + CHUNK]
+        have = kept[k : k + CHUNK]
+        if len(have) < len(part):
+            made = _answer(model, task, part, chosen, way, how, spent)
+            computed += len(part)
+            if path is not None:
+                score.append_records(path, made[len(have) :])
+            have = [*have, *made[len(have) :]]
+        records += have
+        if progress:
+            progress.step(len(records))
+    if progress:
+        progress.done()
+    seconds = sum(spent.values())
+    told = summary(task, records, way)
+    told["by_way"] = {w: summary(task, [as_way(task, r, e, w) for r, e in zip(records, examples)], w, short=True) for w in chosen}
+    told.update(
+        seconds=seconds,
+        examples_per_s=computed / seconds if seconds else None,
+        computed=computed,
+        template=choose_template(model.tokenizer, how.template),
+        cut=_cut(model, examples, how) if how.too_long == "cut" else 0,
+    )
+    if task.errata:
+        told["errata"] = task.errata
+    return records, told
+
+
+# -- one chunk -------------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    model: models.Model, task: Task, examples: Sequence[Example], ways: Sequence[str], way: str, how: How, spent: dict[str, float]
+) -> list[Record]:
+    options = {"template": how.template, "too_long": how.too_long}
+    scores: Sequence[dict[str, float] | None] = [None] * len(examples)
+    said: Sequence[str | None] = [None] * len(examples)
+    if "choose" in ways:
+        began = time.perf_counter()
+        scores = choose(model, examples, how.batch_tokens, **options)
+        spent["choose"] += time.perf_counter() - began
+    if "say" in ways:
+        began = time.perf_counter()
+        said = say(model, examples, how.max_new, how.stop, batch_tokens=how.batch_tokens, **options)
+        spent["say"] += time.perf_counter() - began
+    out = []
+    for e, s, text in zip(examples, scores, said, strict=True):
+        s = None if s is None else {label: round(value, 6) for label, value in s.items()}
+        choice = None if s is None else max(s, key=s.__getitem__)  # of equals the first label
+        record = Record(e.id, e.cluster, prompt_hash(e), e.gold, text, None, s, choice, 0.0, way)
+        out.append(as_way(task, record, e, way))
+    return out
+
+
+def as_way(task: Task, record: Record, example: Example, way: str) -> Record:
+    """The record as it reads when `way` is how the example is answered."""
+    answer = record.choice if way == "choose" else None if record.said is None else task.read(record.said, example.labels)
+    correct = 0.0 if answer is None else float(task.mark(example.gold, answer))
+    return replace(record, answer=answer, correct=correct, way=way)
+
+
+def prompt_hash(example: Example) -> str:
+    """First 16 hex digits of the SHA-256 of the prompt's text."""
+    return hashlib.sha256(prompt_text(example).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _ways_of(task: Task, how: How) -> tuple[str, ...]:
+    """The ways asked for that the task has: text without labels can only be said."""
+    ways = tuple(w for w in WAYS if w in how.ways and (w == "say" or task.kind == "label"))
+    if not ways:
+        raise FinloraError(f"task `{task.name}` is answered in free text, but evaluate.ways is {', '.join(how.ways)}", "add \"say\" to evaluate.ways")
+    return ways
+
+
+def _unique(task: Task, examples: Sequence[Example]) -> None:
+    seen: set[str] = set()
+    for e in examples:
+        if e.id in seen:
+            raise FinloraError(f"task `{task.name}` has two examples with the id `{e.id}`", "ids tell records apart: make them different")
+        seen.add(e.id)
+
+
+def _cut(model: models.Model, examples: Sequence[Example], how: How) -> int:
+    """How many prompts lost tokens on their left."""
+    template = choose_template(model.tokenizer, how.template)
+    whole = 1 << 30
+    count = 0
+    for e in examples:
+        kept = prompt_ids(model, e, how.max_new, template, "cut")
+        count += len(kept) < min(len(prompt_ids(_Endless(model), e, 0, template)), whole)
+    return count
+
+
+@dataclass
+class _Endless:
+    """A model's tokenizer with no end of positions, to count what a prompt has before it is cut."""
+
+    model: models.Model
+    max_tokens: int = 1 << 30
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def summary(task: Task, records: Sequence[Record], way: str, short: bool = False) -> dict[str, Any]:
+    """The figures of records: n, clusters, unreadable, way, metrics with intervals, and (not short) the confusion matrix."""
+    labels = _labels(task, records)
+    names = METRICS if task.kind == "label" else (task.metric,)
+    metrics = {name: estimate(records, name, labels) for name in names}
+    lost = score.unreadable(records)
+    if short:
+        return {"metrics": metrics, "unreadable": lost}
+    told = {
+        "n": len(records),
+        "clusters": metrics[names[0]]["clusters"],
+        "unreadable": lost,
+        "way": way,
+        "metric": task.metric,
+        "metrics": metrics,
+    }
+    if task.kind == "label":
+        told["confusion"] = score.confusion(records, labels)
+    return told
+
+
+def estimate(records: Sequence[Record], metric: str, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """A metric with its 95% interval, as a receipt has it; of a single cluster the interval is all there is, [0, 1]."""
+    clusters = len({r.cluster or f"\0{r.id}" for r in records})
+    if clusters < 2:
+        return {"value": score.METRICS[metric](records, labels), "low": 0.0, "high": 1.0, "n": len(records), "clusters": clusters, "how": "one cluster says nothing about others"}
+    return asdict(score.interval(records, metric, labels=labels))
+
+
+def _labels(task: Task, records: Sequence[Record]) -> Sequence[str] | None:
+    """The task's labels, unless the records have gold answers besides (labels that differ from example to example)."""
+    return task.labels if task.labels and {str(r.gold) for r in records} <= set(task.labels) else None
+
+
+_FLOORS: dict[tuple, dict[str, Any]] = {}  # the same floors are asked for by every run of a study
+
+
+def floor_metrics(
+    task: Task, examples: Sequence[Example], dir: str | Path = "", split: str = "test", limit: int = 0, train: bool = True, progress: Any = None
+) -> dict[str, Any]:
+    """{"majority": {"metrics"}, "naive_bayes": {"metrics"}} on the examples, both learned from the training split.
+
+    Without a training split the majority is the commonest gold of the examples themselves, and says so. train: False
+    leaves naive Bayes out. Kept in memory for the next run on the same files.
+    """
+    if task.kind != "label":
+        return {}
+    try:
+        learned = rows.file_digest(task, "train", dir or None)
+    except FinloraError:
+        learned = ""
+    key = (task.name, rows.file_digest(task, split, dir or None), learned, split, limit, len(examples), train)
+    if key not in _FLOORS:
+        if progress:
+            progress.note(f"floors of {task.name}: majority" + (" and naive Bayes" if train and learned else ""))
+        source = rows.read_examples(task, "train", dir or None) if learned else list(examples)
+        found = {"majority": _floor(task, majority(source, examples, task.mark))}
+        if not learned:
+            found["majority"]["how"] = "commonest gold of the graded examples: there is no training split"
+        if train and learned:
+            found["naive_bayes"] = _floor(task, naive_bayes(source, examples, task.mark))
+        _FLOORS[key] = found
+    return _FLOORS[key]
+
+
+def _floor(task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    labels = _labels(task, records)
+    return {"metrics": {name: estimate(records, name, labels) for name in METRICS}}
+
+
+# -- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def file_name(task: str) -> str:
+    """A task's name as part of a file's name: `tfns@finlora` becomes `tfns-finlora`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", task)
+
+
+def _claim(folder: Path, model: models.Model, how: How, split: str) -> None:
+    """Note in records/ who makes them and how, or refuse where the note there names another.
+
+    The number of examples is not part of it: more of the same may be graded into the same file.
+    """
+    mine = {"model": digest(model), "split": split, **{k: v for k, v in asdict(how).items() if k not in ("limit", "batch_tokens")}}
+    mine = receipt.plain(mine)
+    note = folder / "made-by.json"
+    if not note.exists():
+        if any(folder.glob("*.jsonl")):
+            raise FinloraError(f"`{folder}` holds records without a note of the model that made them", "name another folder")
+        receipt.write_text(note, json.dumps(mine, indent=1) + "\n")
+        return
+    try:
+        other = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        other = None
+    if not isinstance(other, Mapping) or dict(other) != mine:
+        odd = next((k for k in mine if not isinstance(other, Mapping) or other.get(k) != mine[k]), "model")
+        what = "made by another model" if odd == "model" else f"made with another {odd}"
+        raise FinloraError(f"the records in `{folder}` were {what}", "name another folder, or remove them to grade again")
+
+
+def _resume(path: str | Path, examples: Sequence[Example]) -> list[Record]:
+    """The records already in the file, which must be those of the first examples."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    kept = score.read_records(path, repair=True)
+    for k, record in enumerate(kept):
+        wanted = examples[k] if k < len(examples) else None
+        if wanted is None or (record.id, record.prompt) != (wanted.id, prompt_hash(wanted)):
+            what = f"example `{record.id}`" + (f" where `{wanted.id}` should be" if wanted and record.id != wanted.id else "")
+            raise FinloraError(f"{path}:{k + 1}: record of another {what}", "the data or the limit has changed: name another folder")
+    return kept
+
+
+def digest(model: models.Model) -> str:
+    """sha256 (hex) of every parameter and buffer of the model by name, as it is held in memory.
+
+    What was loaded, stored by a codec, adapted and trained all enter, so that one number tells two models apart however
+    they came to be; a file's digest would not know of training since. Tied weights enter once for each name.
+    """
+    h = hashlib.sha256()
+    for name, tensor in sorted(model.body.state_dict(keep_vars=True).items()):
+        t = tensor.detach().cpu().contiguous()
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        h.update(memoryview(t.reshape(-1).view(torch.uint8).numpy()))
+    active = model.route.active
+    h.update(f"active {active}".encode())
+    return h.hexdigest()
+
+
+def describe(model: models.Model) -> dict[str, Any]:
+    """The receipt's "model" section: name, sha256, params, trainable (an adapter's), bits_per_weight, method, codec."""
+    linears = model.linears.values()
+    own = [p for linear in linears for p in linear.adapters.parameters()]
+    inside = {id(p) for linear in linears for p in linear.parameters()}
+    base = sum(p.numel() for p in model.body.parameters() if id(p) not in inside)
+    base += sum(linear.shape[0] * linear.shape[1] + (0 if linear.bias is None else linear.bias.numel()) for linear in linears)
+    active = model.route.active
+    methods = [linear.how[active][0].name for linear in linears if active in linear.how]
+    codecs = [linear.store.codec.name for linear in linears if linear.store is not None]
+    return {
+        "name": model.name,
+        "sha256": digest(model),
+        "params": base,
+        "trainable": sum(p.numel() for p in own),
+        "bits_per_weight": models.bits_per_weight(model),
+        "method": methods[0] if methods else "base",
+        "codec": codecs[0] if codecs else "none",
+    }
+
+
+def _spec(
+    model: models.Model | str, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online
+) -> specs.Spec:
+    """The arguments of `run` as a spec, so that a folder holds what was asked for whoever asked."""
+    in_memory = isinstance(model, models.Model)
+    table = {
+        "run": {"out": str(out), "device": device, "dtype": dtype},
+        "model": {"name": model.name if in_memory else model, "adapter": str(adapter or ""), "online": online},
+        "codec": {"kind": codec},
+        "data": {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "dir": str(dir or ""), "template": template, "too_long": too_long},
+        "evaluate": {
+            "tasks": [tasks] if isinstance(tasks, str) else list(tasks), "split": split, "ways": list(ways), "limit": limit,
+            "max_new": max_new, "batch_tokens": batch_tokens,
+        },
+    }  # fmt: skip
+    return specs.spec_from_dict(table)

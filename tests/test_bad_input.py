@@ -1,0 +1,509 @@
+"""Bad input through the command line: one `error:` line a problem, each with a hint, status 2, and nothing on disk changed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finlora.cli import main
+from finlora.spec import Spec, dump, replace
+from finlora.tasks import finlora_prompt
+
+QUESTION = "What is the sentiment of this news?"
+LABELS = ("negative", "neutral", "positive")
+NEWS = (
+    "Net sales rose.",
+    "Profit fell to EUR 3.4 mn.",
+    "Guidance is unchanged.",
+    "Costs went up.",
+    "Orders were cut.",
+    "The dividend was raised.",
+)
+
+
+def rows(n: int = 12) -> list[dict[str, str]]:
+    """Sound rows in FinLoRA's form."""
+    return [
+        {"context": finlora_prompt(QUESTION, LABELS, f"{NEWS[k % 6]} Item {k}."), "target": LABELS[k % 3]}
+        for k in range(n)
+    ]
+
+
+def write(path: Path, lines: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def toy(make_model, tmp_path_factory):
+    """A folder of a sound toy model: two Llama layers, context of 512 tokens."""
+    from finlora.model import save
+
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    save(make_model("llama"), folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, toy, monkeypatch):
+    """A working folder with a sound spec, model and data; a test breaks one thing in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    shutil.copytree(toy, tmp_path / "toy")
+    write(tmp_path / "data" / "fpb_train.jsonl", rows())
+    write(tmp_path / "data" / "fpb_test.jsonl", rows())
+    base = {
+        "run": {"out": "out", "device": "cpu"},
+        "model": {"name": "toy"},
+        "data": {"dir": "data", "tasks": ["fpb"]},
+        "train": {"steps": 2, "batch": 4},
+    }
+    (tmp_path / "run.toml").write_text(
+        dump(replace(Spec(), **base, evaluate={"limit": 3, "ways": ["choose"]})), encoding="utf-8"
+    )
+    return tmp_path
+
+
+def disk(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder: {path: bytes}, None for a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def refused(home, capsys):
+    """refused(*argv, wanted=[...]): the command ends with 2, says each fragment, and changes nothing on disk."""
+
+    def run(*argv: str, wanted: list[str]) -> list[str]:
+        before = disk(home)
+        capsys.readouterr()
+        status = main(argv)
+        said = capsys.readouterr()
+        lines = said.err.splitlines()
+        assert status == 2, said.err
+        assert lines and all(line.startswith("error: ") and " (hint: " in line for line in lines), said.err
+        assert said.out == ""
+        assert "Traceback" not in said.err
+        for fragment in wanted:
+            assert any(fragment in line for line in lines), (fragment, lines)
+        assert disk(home) == before
+        return lines
+
+    return run
+
+
+def test_the_sound_spec_has_no_problem(home, capsys):
+    before = disk(home)
+    assert main(["check", "run.toml"]) == 0
+    said = capsys.readouterr()
+    assert "run.toml: nothing wrong" in said.out and said.err == ""
+    assert disk(home) == before
+
+
+def test_unknown_key_names_the_near_match(refused):
+    refused("finetune", "run.toml", "--set", "train.learing_rate=1", wanted=["no key named `train.learing_rate`"])
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "train.btach=1",
+        wanted=["no key named `train.btach`", "did you mean `train.batch`?"],
+    )
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "method.rnak=1",
+        wanted=["no key named `method.rnak` of method `lora`", "did you mean `method.rank`?"],
+    )
+    refused("finetune", "run.toml", "--set", "tarin.lr=1", wanted=["no section named `tarin`", "did you mean `train`?"])
+
+
+def test_wrong_type(refused):
+    refused("finetune", "run.toml", "--set", "train.lr=fast", wanted=['train.lr = "fast"', "it must be a number"])
+    refused(
+        "finetune", "run.toml", "--set", "train.batch=1.5", wanted=["train.batch = 1.5", "it must be a whole number"]
+    )
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        'method.rank="8"',
+        wanted=['method.rank = "8" of method `lora` is text', "without quotes: 8"],
+    )
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_rank_below_one(refused, rank):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        f"method.rank={rank}",
+        wanted=[f"method.rank must be a whole number of at least 1, got {rank}"],
+    )
+
+
+def test_rank_above_the_layer(refused):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "method.rank=33",
+        wanted=[
+            "method.rank = 33 is above the layer model.layers.0.self_attn.q_proj, whose weight is 32 x 32",
+            "use a rank of at most 32",
+        ],
+    )
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "method.rank=33",
+        "--set",
+        "method.targets=mlp.up_proj",
+        wanted=["model.layers.0.mlp.up_proj, whose weight is 48 x 32"],
+    )
+
+
+def test_targets_that_match_nothing(refused):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "method.targets=c_attn",
+        wanted=['method.targets = "c_attn" names no layer of toy', "k_proj"],
+    )
+
+
+def test_missing_file(refused, home):
+    refused("finetune", "runn.toml", wanted=["no spec file named `runn.toml`", "did you mean `run.toml`?"])
+    refused("finetune", "run.toml", "--data", "nowhere", wanted=["no folder nowhere"])
+    (home / "data" / "fpb_test.jsonl").unlink()
+    refused("finetune", "run.toml", wanted=["no test file of task `fpb` in data", "it holds fpb_train.jsonl"])
+    refused("report", "nowhere", wanted=["nowhere"])
+
+
+def test_empty_file(refused, home):
+    (home / "data" / "fpb_train.jsonl").write_bytes(b"")
+    refused("finetune", "run.toml", wanted=["fpb_train.jsonl is empty"])
+
+
+def test_half_written_json_line(refused, home):
+    path = home / "data" / "fpb_train.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    refused("finetune", "run.toml", wanted=["fpb_train.jsonl:12: not a whole JSON object"])
+
+
+def test_unknown_label(refused, home):
+    write(home / "data" / "fpb_train.jsonl", [*rows(4), {"context": rows(1)[0]["context"], "target": "bullish"}])
+    refused(
+        "finetune",
+        "run.toml",
+        wanted=["fpb_train.jsonl:5: unknown label 'bullish'", "labels are negative, neutral, positive"],
+    )
+
+
+def test_label_list_empty(refused, home):
+    write(
+        home / "data" / "fpb_train.jsonl",
+        [{"context": finlora_prompt(QUESTION, (), "Sales rose."), "target": "positive"}],
+    )
+    refused("finetune", "run.toml", wanted=["fpb_train.jsonl:1: the label list of the prompt is empty"])
+
+
+def test_context_without_answer(refused, home):
+    write(home / "data" / "fpb_train.jsonl", [*rows(2), {"context": rows(1)[0]["context"]}])
+    refused("finetune", "run.toml", wanted=["fpb_train.jsonl:3: a context without an answer"])
+
+
+def test_not_utf8(refused, home):
+    path = home / "data" / "fpb_train.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"context": "caf\xe9", "target": "neutral"}\n')
+    refused("finetune", "run.toml", wanted=["fpb_train.jsonl:13: byte 17 of the line, 0xe9, is not UTF-8"])
+    (home / "run.toml").write_bytes(b"# caf\xe9\n")
+    refused("finetune", "run.toml", wanted=["run.toml is not UTF-8 text (byte 5)"])
+
+
+def test_row_longer_than_the_context(refused, home):
+    write(
+        home / "data" / "fpb_train.jsonl",
+        [*rows(3), {"context": finlora_prompt(QUESTION, LABELS, "Costs went up. " * 150), "target": "negative"}],
+    )
+    refused(
+        "finetune",
+        "run.toml",
+        wanted=[
+            "example `fpb-3` of task `fpb` (train) has ",
+            "more than the model's context of 512",
+            'set data.too_long = "cut"',
+        ],
+    )
+    refused("finetune", "run.toml", "--set", "data.row_tokens=64", wanted=["more than data.row_tokens = 64"])
+    assert main(["check", "run.toml", "--set", "data.too_long=cut"]) == 0
+
+
+def test_a_graded_row_needs_room_for_the_answer(refused, home):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "evaluate.max_new=500",
+        "--set",
+        'evaluate.ways=["say"]',
+        wanted=["of task `fpb` (test) has ", "no room for evaluate.max_new = 500 in the model's context of 512"],
+    )
+    write(
+        home / "data" / "fpb_test.jsonl",
+        [{"context": finlora_prompt(QUESTION, LABELS, "Costs went up. " * 150), "target": "negative"}],
+    )
+    refused(
+        "finetune",
+        "run.toml",
+        wanted=["example `fpb-0` of task `fpb` (test) has ", "more than the model's context of 512"],
+    )
+    refused(
+        "evaluate", "-m", "toy", "-t", "fpb", "--data", "data", wanted=["example `fpb-0` of task `fpb` (test) has "]
+    )
+
+
+def test_unknown_task_method_codec(refused):
+    refused("finetune", "run.toml", "--task", "fbp", wanted=["no task named `fbp`", "did you mean `fpb`?"])
+    refused(
+        "finetune",
+        "run.toml",
+        "--task",
+        "tfns@finlroa",
+        wanted=["no variant of task `tfns` named `finlroa`", "did you mean `finlora`?"],
+    )
+    refused(
+        "finetune", "run.toml", "--set", "method.kind=dorra", wanted=["no method named `dorra`", "did you mean `dora`?"]
+    )
+    refused("finetune", "run.toml", "--set", "codec.kind=nf3", wanted=["no codec named `nf3`", "did you mean `nf4`?"])
+    refused(
+        "evaluate",
+        "-m",
+        "toy",
+        "--codec",
+        "int9",
+        "-t",
+        "fpb",
+        "--data",
+        "data",
+        wanted=["no codec named `int9`", "did you mean `int8`?"],
+    )
+
+
+def test_all_problems_in_one_go(refused):
+    lines = refused(
+        "check",
+        "run.toml",
+        "--set",
+        "method.rank=0",
+        "--set",
+        "codec.kind=nf3",
+        "--set",
+        "data.tasks=fbp",
+        "--set",
+        "model.name=./none",
+        wanted=["nf3", "fbp", "./none", "got 0"],
+    )
+    assert len(lines) == 4
+
+
+def test_folder_that_is_no_model(refused, home):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "model.name=data",
+        wanted=["model.name: `data` is not a model folder, it has no config.json"],
+    )
+    refused("finetune", "run.toml", "--set", "model.name=./none", wanted=["model.name: there is no folder `./none`"])
+    (home / "toy" / "config.json").write_text('{"half": ', encoding="utf-8")
+    refused("finetune", "run.toml", wanted=["config.json is not a model's configuration"])
+    (home / "toy" / "model.safetensors").unlink()
+    refused("generate", "Sales", "-m", "toy", wanted=["model.name: `toy` holds no weights (*.safetensors)"])
+
+
+def test_pickled_weights(refused, home):
+    (home / "toy" / "model.safetensors").rename(home / "toy" / "pytorch_model.bin")
+    refused(
+        "finetune",
+        "run.toml",
+        wanted=["`toy` holds pickled weights (pytorch_model.bin)", "convert them to safetensors first"],
+    )
+    refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", wanted=["holds pickled weights"])
+
+
+def test_adapter_that_is_none(refused, home):
+    refused(
+        "evaluate",
+        "-m",
+        "toy",
+        "-a",
+        "data",
+        "-t",
+        "fpb",
+        "--data",
+        "data",
+        wanted=["model.adapter: `data` is not an adapter folder"],
+    )
+    (home / "old").mkdir()
+    (home / "old" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (home / "old" / "adapter_model.bin").write_bytes(b"\x80")
+    refused(
+        "generate",
+        "Sales",
+        "-m",
+        "toy",
+        "-a",
+        "old",
+        wanted=["holds no adapter_model.safetensors", "convert them to safetensors first"],
+    )
+
+
+@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
+def test_output_folder_of_another_run(refused, home, verb):
+    other = home / "out"
+    other.mkdir()
+    (other / "spec.toml").write_text(dump(replace(Spec(), run={"seed": 7})), encoding="utf-8")
+    (other / "receipt.json").write_text("{}", encoding="utf-8")
+    refused(
+        verb, "run.toml", wanted=["run.out: `out` holds another run, with a different spec", "run.overwrite = true"]
+    )
+    (other / "spec.toml").unlink()
+    refused(verb, "run.toml", wanted=["run.out: `out` holds files that are not a run's (`receipt.json`)"])
+
+
+def test_output_folder_that_is_a_file(refused, home):
+    refused("finetune", "run.toml", "--out", "run.toml", wanted=["run.out: `run.toml` is a file"])
+    refused("finetune", "run.toml", "--out", "run.toml/deep", wanted=["run.out: `"])
+
+
+def test_gpu_where_none_is(refused, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "run.device=cuda",
+        wanted=["run.device is `cuda` but this machine has 0 CUDA devices"],
+    )
+    refused("generate", "Sales", "-m", "toy", "--device", "cuda:1", wanted=["run.device is `cuda:1`"])
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "run.device=gpu",
+        wanted=['run.device = "gpu"', "one of auto, cpu, mps, cuda, cuda:0"],
+    )
+
+
+def test_hub_id_while_offline(refused):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "model.name=org/model",
+        wanted=["`org/model` is no local folder, and finlora is offline", "model.online = true"],
+    )
+    refused("evaluate", "-m", "org/model", "-t", "fpb", "--data", "data", wanted=["finlora is offline"])
+
+
+@pytest.mark.parametrize("codec", ["int8", "nf4", "nf4_dq"])
+def test_full_over_a_lossy_codec(refused, codec):
+    refused(
+        "finetune",
+        "run.toml",
+        "--set",
+        "method.kind=full",
+        "--set",
+        f"codec.kind={codec}",
+        wanted=[f'cannot do so over the lossy codec.kind = "{codec}"', 'write codec.kind = "none"'],
+    )
+
+
+def test_rows_that_do_not_ship(refused):
+    refused(
+        "evaluate", "-m", "toy", "-t", "fpb", wanted=["the rows of task `fpb` do not ship with finlora", "--data DIR"]
+    )
+
+
+def test_pretraining_from_nothing(refused, home):
+    refused("pretrain", "run.toml", wanted=["model.config is empty", "data.text is empty"])
+    (home / "text.txt").write_bytes(b"")
+    refused("pretrain", "run.toml", "--set", "data.text=text.txt", wanted=["text.txt` is empty"])
+    refused("pretrain", "run.toml", "--set", "data.text=none.txt", wanted=["there is no file or folder `none.txt`"])
+
+
+def test_usage_errors(refused):
+    refused("finetun", "run.toml", wanted=["No such command 'finetun'"])
+    refused("finetune", wanted=["Missing argument 'SPEC'"])
+    refused("finetune", "run.toml", "--bogus", wanted=["--bogus"])
+    refused("list", "fish", wanted=["no list named `fish`"])
+    refused("generate", " ", "-m", "toy", wanted=["the prompt is empty"])
+    refused("generate", "x", "--temperature", "-1", wanted=["--temperature"])
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Half-written things under a folder."""
+    return [str(p) for p in folder.rglob("*") if p.name.endswith((".part", ".old", ".tmp"))]
+
+
+def test_disk_full_while_saving_a_checkpoint(home, capsys, monkeypatch):
+    monkeypatch.setattr("finlora.checkpoint.save_file", full_disk)
+    assert main(["finetune", "run.toml"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert (
+        "cannot write `out/checkpoints/" in lines[0]
+        and "No space left on device" in lines[0]
+        and "(hint: free some disk space" in lines[0]
+    )
+    assert (
+        not left_behind(home)
+        and not (home / "out" / "receipt.json").exists()
+        and not (home / "out" / "adapter").exists()
+    )
+
+
+def test_disk_full_while_saving_the_adapter_keeps_the_checkpoint(home, capsys, monkeypatch):
+    monkeypatch.setattr("finlora.adapters.save_file", full_disk)
+    assert main(["finetune", "run.toml"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not left_behind(home) and not (home / "out" / "adapter").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    assert main(["finetune", "run.toml"]) == 0  # goes on from the checkpoint
+    assert (home / "out" / "adapter" / "adapter_model.safetensors").is_file() and (
+        home / "out" / "receipt.json"
+    ).is_file()
+
+
+def test_disk_full_while_writing_the_receipt(home, capsys, monkeypatch):
+    import os
+
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if "receipt.json" in os.readlink(f"/proc/self/fd/{fd}"):
+            full_disk()
+        real(fd)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to see which file is flushed")
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(["finetune", "run.toml"]) == 2
+    said = capsys.readouterr().err
+    assert "receipt.json" in said and "Traceback" not in said
+    assert not left_behind(home) and not (home / "out" / "receipt.json").exists()

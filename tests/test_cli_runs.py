@@ -1,0 +1,129 @@
+"""The commands from end to end on a toy model: tune, grade, write, report, pretrain; a command given twice does no harm."""
+
+# ruff: noqa: F811 (fixtures are imported by name)
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_bad_input import disk, home, toy  # noqa: F401  (fixtures)
+
+from finlora.cli import main
+from finlora.spec import digest, load_spec
+
+
+@pytest.fixture
+def tuned(home, capsys):
+    """A folder in which `finlora finetune run.toml` has run."""
+    assert main(["finetune", "run.toml"]) == 0
+    return home, capsys.readouterr()
+
+
+def test_finetune_writes_what_it_says(tuned):
+    home, said = tuned
+    receipt = json.loads((home / "out" / "receipt.json").read_text(encoding="utf-8"))
+    assert receipt["kind"] == "finetune" and receipt["results"]["fpb"]["n"] == 3 and receipt["train"]["steps"] == 2
+    assert digest(load_spec(home / "out")) == digest(load_spec(home / "run.toml"))
+    assert (home / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "fpb accuracy" in said.out and "trained: 2 steps, loss " in said.out
+    assert said.out.rstrip().endswith("receipt: out/receipt.json")
+    assert "train 2/2" in said.err and "grade fpb" in said.err
+
+
+def test_finetune_twice_is_finetune_once(tuned, capsys):
+    home, said = tuned
+    before = disk(home)
+    assert main(["finetune", "run.toml"]) == 0
+    again = capsys.readouterr()
+    assert "finished already" in again.err and again.out == said.out
+    assert disk(home) == before
+    assert main(["finetune", "out"]) == 0  # the folder of a run names its spec
+
+
+def test_overwrite_starts_afresh(tuned, capsys):
+    home, _ = tuned
+    assert main(["finetune", "run.toml", "--set", "train.steps=1"]) == 2
+    assert main(["finetune", "run.toml", "--set", "train.steps=1", "--overwrite"]) == 0
+    assert json.loads((home / "out" / "receipt.json").read_text(encoding="utf-8"))["train"]["steps"] == 1
+
+
+def test_flags_win_over_the_file(home, capsys):
+    assert (
+        main(
+            [
+                "finetune",
+                "run.toml",
+                "--set",
+                "method.rank=2",
+                "--set",
+                "train.steps=1",
+                "--set",
+                "codec.kind=nf4",
+                "--out",
+                "other",
+            ]
+        )
+        == 0
+    )
+    spec = load_spec(home / "other")
+    assert (spec.method.options["rank"], spec.train.steps, spec.codec.kind, spec.run.out) == (2, 1, "nf4", "other")
+    assert not (home / "out").exists()
+
+
+def test_evaluate_base_and_adapter_then_report(tuned, capsys):
+    home, _ = tuned
+    common = ["evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--limit", "4", "--way", "choose"]
+    assert main([*common, "-o", "base"]) == 0
+    assert main([*common, "-a", "out/adapter", "-o", "graded", "--codec", "int8"]) == 0
+    lines = (home / "graded" / "records" / "fpb.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4 and set(json.loads(lines[0])["scores"]) == {"negative", "neutral", "positive"}
+    assert json.loads((home / "graded" / "receipt.json").read_text(encoding="utf-8"))["codec"] == "int8"
+    capsys.readouterr()
+    assert main(["report", "base", "graded", "out", "-o", "page"]) == 0
+    said = capsys.readouterr()
+    assert said.out.rstrip().endswith("report: page/index.html") and (home / "page" / "index.html").is_file()
+    assert all(name in said.out for name in ("base", "graded", "out", "majority floor"))
+
+
+def test_evaluate_without_a_folder_finds_one_of_its_own(home, capsys):
+    common = ["evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--way", "choose"]
+    assert main([*common, "-n", "2"]) == 0
+    assert main([*common, "-n", "3"]) == 0
+    assert main([*common, "-n", "3"]) == 0
+    assert len(list((home / "runs").glob("evaluate-*/receipt.json"))) == 2
+
+
+def test_generate_says_the_same_twice(home, capsys, monkeypatch):
+    before = disk(home)
+    assert main(["generate", "Net sales rose", "-m", "toy", "--max-new", "5"]) == 0
+    first = capsys.readouterr().out
+    assert main(["generate", "Net sales rose", "-m", "toy", "--max-new", "5"]) == 0
+    assert capsys.readouterr().out == first != ""
+    draws = []
+    for seed in ("1", "1", "2"):
+        assert (
+            main(["generate", "Net sales rose", "-m", "toy", "--max-new", "5", "--temperature", "1", "--seed", seed])
+            == 0
+        )
+        draws.append(capsys.readouterr().out)
+    assert draws[0] == draws[1] != draws[2]
+    monkeypatch.setattr("sys.stdin", __import__("io").StringIO("Net sales rose"))
+    assert main(["generate", "-", "-m", "toy", "--max-new", "5"]) == 0
+    assert capsys.readouterr().out == first
+    assert disk(home) == before
+
+
+def test_pretrain_makes_a_model_that_opens(home, capsys):
+    (home / "text.txt").write_text(
+        "Net sales rose by 12 % to EUR 3.4 mn. Profit fell as costs went up. " * 40, encoding="utf-8"
+    )
+    (home / "pre.toml").write_text(
+        '[run]\nout = "pre"\ndevice = "cpu"\n[model]\nvocab_size = 270\n'
+        'config = {family = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 64}\n'
+        '[data]\ntext = ["text.txt"]\nrow_tokens = 32\nvalidation = 0.0\n[train]\nsteps = 2\nbatch = 4\n',
+        encoding="utf-8",
+    )
+    assert main(["check", "pre.toml"]) == 0
+    assert main(["pretrain", "pre.toml"]) == 0
+    assert "trained: 2 steps" in capsys.readouterr().out
+    assert main(["generate", "Net", "-m", "pre/model", "--max-new", "2"]) == 0
