@@ -104,3 +104,12 @@ def examples():
         Example(f"news-{k}", (("user", finlora_prompt("What is the sentiment of this news?", labels, news[k % 4] + " Up." * (k // 4))),), labels[k % 3], labels[k % 3], f"doc-{k // 2}", labels)
         for k in range(12)
     ]
+
+
+@pytest.fixture(scope="session")
+def taught(examples, tokenizer):
+    """The examples as tokens; every third has a long answer, so that a mean of means is far from the mean."""
+    from finlora.text import render
+
+    said = [None if k % 3 else e.answer + ", because orders were cut" * (1 + k % 4) for k, e in enumerate(examples)]
+    return [render(e, tokenizer, True, text=answer) for e, answer in zip(examples, said)]

@@ -39,6 +39,7 @@ LAYERS = {
         "measure",
         "logs",
         "runs",
+        "check",
     },
     "verbs": {
         "train",
@@ -51,7 +52,6 @@ LAYERS = {
         "export",
         "serve",
         "report",
-        "check",
         "doctor",
         "quickstart",
     },

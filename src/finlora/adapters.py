@@ -10,9 +10,11 @@ no format is kept under our own parameter names and is refused by PEFT, not misr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,13 @@ REFUSED = {  # fields of LoraConfig that change the map in a way that no method 
     "trainable_token_indices": "trained token embeddings",
     "target_parameters": "adapters on bare parameters",
     "lora_bias": "a bias inside the adapter",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
 }
+EDITS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of PEFT that change the base, which the folder lacks
 
 
 def save_adapter(model: Model, folder: str | Path, name: str = "default", replace: bool = False) -> Path:
@@ -97,13 +105,16 @@ def attach_adapter(model: Model, folder: str | Path, name: str = "default") -> N
     for key, value in read_tensors(folder / "adapter_model.safetensors").items():
         linear, param = _place(key, suffixes, folder)
         found.setdefault(linear, {})[param] = value
+    if not found:
+        raise FinloraError(f"adapter `{folder}` holds no tensor", "save it again")
     for key, params in found.items():
         linear = model.linears.get(key)
         if linear is None:
             raise FinloraError(f"adapter `{folder}` adapts `{key}`, which {model.name} does not have", "open it with the model it was trained on")
-        own_config = _at(config, key, fields)
-        _check_shapes(folder, key, params, linear, own_config)
-        params = {k: v.float().to(model.device) for k, v in params.items()}
+        own_config = _at(config, key, fields, folder)
+        _check_tensors(folder, key, params, linear, method, own_config)
+        # a copy: tensors of a mapped file lie as the file has them, and products of such rows round differently
+        params = {k: v.to(model.device, torch.float32, copy=True) for k, v in params.items()}
         linear.attach(name, method, own_config, params)
     model.route.active = name
     for key, p in model.named_parameters():
@@ -125,24 +136,32 @@ def read_config(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             out.append({})
             continue
         try:
-            out.append(json.loads(path.read_text(encoding="utf-8")))
+            value = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FinloraError(f"`{path}` is not JSON: {error}", "save the adapter again") from error
+        if not isinstance(value, dict):
+            raise FinloraError(f"`{path}` is no JSON object", "save the adapter again")
+        out.append(value)
     return out[0], out[1]
 
 
 def _method(folder: Path, fields: dict[str, Any], own: dict[str, Any]) -> tuple[Method, Any]:
     if own:
-        method = pick("method", own["method"])
-        return method, method.config(**own["config"])
+        with _reading(folder / "finlora.json"):
+            method = pick("method", own["method"])
+            return method, method.config(**own["config"])
     for key, what in REFUSED.items():
         if fields.get(key):
             raise FinloraError(f"adapter `{folder}` uses `{key}` ({what}), which is not served here", "merge it with PEFT and open the merged model")
     if fields.get("bias", "none") != "none":
         raise FinloraError(f"adapter `{folder}` trains biases (bias = `{fields['bias']}`), which is not served here", "merge it with PEFT and open the merged model")
+    start = str(fields.get("init_lora_weights", "")).lower()
+    if start.startswith(EDITS_BASE):
+        raise FinloraError(f"adapter `{folder}` began as `{start}`, which edits the base weights that it belongs to", "save it with path_initial_model_for_weight_conversion, or merge it with PEFT")
     for name in names("method"):
         method = pick("method", name)
-        config = method.peft.read(fields) if method.peft else None
+        with _reading(folder / "adapter_config.json"):
+            config = method.peft.read(fields) if method.peft else None
         if config is not None:
             return method, config
     kind = fields.get("peft_type")
@@ -178,18 +197,40 @@ def _patterns(held: dict[str, Linear], name: str, method: Method, config: Any) -
     return out
 
 
-def _at(config: Any, key: str, fields: dict[str, Any]) -> Any:
-    """The settings of one linear, after PEFT's patterns (a pattern matches the end of a name)."""
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in whatever is wrong with its values."""
+    try:
+        yield
+    except FinloraError as error:
+        raise FinloraError(f"`{path}`: {error.message}", error.hint) from error
+    except KeyError as error:
+        raise FinloraError(f"`{path}` has no `{error.args[0]}`", "save the adapter again") from error
+    except (TypeError, ValueError) as error:
+        raise FinloraError(f"`{path}` holds a value of the wrong kind: {error}", "save the adapter again") from error
+
+
+def _at(config: Any, key: str, fields: dict[str, Any], folder: Path) -> Any:
+    """The settings of one linear, after PEFT's patterns: the first that matches the end of its name counts."""
     changes = {}
     for field, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):
         for rule, value in (fields.get(pattern) or {}).items():
-            if re.fullmatch(rf"(?:.*\.)?(?:{rule})", key):
-                changes[field] = type(getattr(config, field))(value)
+            try:
+                found = re.fullmatch(rf"(?:.*\.)?(?:{rule})", key)
+            except re.error as error:
+                raise FinloraError(f"`{folder / 'adapter_config.json'}`: {pattern} `{rule}` is no regular expression ({error})", "mend the pattern") from error
+            if found:
+                with _reading(folder / "adapter_config.json"):
+                    changes[field] = type(getattr(config, field))(value)
+                break
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def _check_shapes(folder: Path, key: str, params: dict[str, torch.Tensor], linear: Linear, config: Any) -> None:
+def _check_tensors(folder: Path, key: str, params: dict[str, torch.Tensor], linear: Linear, method: Method, config: Any) -> None:
+    """A linear's tensors are all there, of the right shape, and numbers."""
     O, I = linear.shape
+    if method.peft and (lost := sorted(method.peft.names[p] for p in method.peft.names.keys() - params.keys())):
+        raise FinloraError(f"adapter `{folder}` holds no `{lost[0]}` for {key}", "the file was cut short or edited: save it again")
     wanted = {"A": (config.rank, I), "B": (O, config.rank), "m": (O,)} if hasattr(config, "rank") else {}
     for param, value in params.items():
         if param in wanted and tuple(value.shape) != wanted[param]:
@@ -197,6 +238,8 @@ def _check_shapes(folder: Path, key: str, params: dict[str, torch.Tensor], linea
                 f"adapter `{folder}`: {key} {param} has shape {tuple(value.shape)}, this model needs {wanted[param]}",
                 "open it with the model it was trained on",
             )
+        if not bool(torch.isfinite(value).all()):
+            raise FinloraError(f"adapter `{folder}`: {key} {param} has values that are not finite", "it was saved after training diverged; use an earlier one")
 
 
 def train_adapter(model: Model, name: str = "default") -> None:

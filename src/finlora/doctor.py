@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from . import adapters, model as models, spec as specs
-from .data import collate, pack
+from .data import collate
 from .errors import FinloraError
 from .registry import pick
 from .rows import read_examples
 from .text import Example, Tokens, choose_template, fit as fit_row, label_ids, render
-from .train import fit, step
+from .train import batches_of, fit, step
 
 HANDFUL = 8  # examples that are computed with
 LOOKED_AT = 256  # rows of a task that are read and graded
@@ -223,15 +223,12 @@ def _accumulation(model: models.Model, tokens: Sequence[Tokens]) -> Check:
 def _packing(spec: specs.Spec, model: models.Model, tokens: Sequence[Tokens]) -> Check:
     if not spec.data.row_tokens:
         return Check("packing", True, "data.row_tokens = 0: each example has its own row, nothing is packed")
-    longest = max(len(t.ids) for t in tokens) - 1
-    length = min(max(spec.data.row_tokens, longest), model.max_tokens)
-    rows = pack(tokens, length)
+    rows = batches_of(tokens, spec.data.row_tokens, 1)
     if len(rows) == len(tokens):
-        return Check("packing", True, f"no two of these examples fit a row of {length}: nothing is packed")
-    alone = _gradient(model, [collate([[t]]) for t in tokens])
-    packed = _gradient(model, [collate(rows)])
+        return Check("packing", True, f"no two of these examples fit a row of {spec.data.row_tokens}: nothing is packed")
+    alone, packed = _gradient(model, batches_of(tokens, 0, 1)), _gradient(model, rows)
     return _compare(
-        "packing", model, packed, alone, _noise(model, tokens), f"{len(tokens)} examples in {len(rows)} rows against a row each",
+        "packing", model, packed, alone, _noise(model, tokens), f"{len(tokens)} examples in {len(rows)} row(s) against a row each",
         "examples of one row would see each other: set data.row_tokens = 0 and report this model",
     )  # fmt: skip
 

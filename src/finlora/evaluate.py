@@ -29,11 +29,11 @@ import torch
 from . import measure, model as models, receipt, rows, runs, score, spec as specs
 from .errors import FinloraError, unknown
 from .floors import majority, naive_bayes
-from .generate import choose, prompt_ids, say
+from .generate import ask, choose, say
 from .registry import pick
 from .score import Record
 from .tasks import Task
-from .text import Example, choose_template, prompt_text
+from .text import Example, choose_template, prompt_text, render
 
 WAYS = ("choose", "say")
 CHUNK = 256  # examples between two appends to the records
@@ -95,6 +95,8 @@ def run(
     if spec is not None:
         folder, finished = runs.begin(spec)
         if finished is not None:
+            if isinstance(model, models.Model) and finished.get("model", {}).get("sha256") != digest(model):
+                raise FinloraError(f"`{folder}` holds the grading of another model", "name another folder")
             if progress:
                 progress.note(f"{folder} is finished already; this is its receipt")
             return finished
@@ -195,6 +197,7 @@ def evaluate_task(
     Raises: FinloraError for no examples, two of one id, a way that the task does not have, or records of other examples.
     """
     how = How(tuple(ways)) if how is None else how
+    how = replace(how, template=choose_template(model.tokenizer, how.template))
     if not examples:
         raise FinloraError(f"task `{task.name}` has no examples to grade on", "check the split and the limit")
     _unique(task, examples)
@@ -228,8 +231,8 @@ def evaluate_task(
         seconds=seconds,
         examples_per_s=computed / seconds if seconds else None,
         computed=computed,
-        template=choose_template(model.tokenizer, how.template),
-        cut=_cut(model, examples, how) if how.too_long == "cut" else 0,
+        template=how.template,
+        cut=_cut(model, examples, how, chosen) if how.too_long == "cut" else 0,
     )
     if task.errata:
         told["errata"] = task.errata
@@ -290,27 +293,15 @@ def _unique(task: Task, examples: Sequence[Example]) -> None:
         seen.add(e.id)
 
 
-def _cut(model: models.Model, examples: Sequence[Example], how: How) -> int:
-    """How many prompts lost tokens on their left."""
-    template = choose_template(model.tokenizer, how.template)
-    whole = 1 << 30
+def _cut(model: models.Model, examples: Sequence[Example], how: How, ways: Sequence[str]) -> int:
+    """How many prompts lost tokens on their left, in one way or the other."""
     count = 0
     for e in examples:
-        kept = prompt_ids(model, e, how.max_new, template, "cut")
-        count += len(kept) < min(len(prompt_ids(_Endless(model), e, 0, template)), whole)
+        asked = ask(e, model.tokenizer, how.template) if "choose" in ways else None
+        prompt = asked.prompt if asked else render(e, model.tokenizer, False, how.template).ids
+        new = max([how.max_new if "say" in ways else 1, *(map(len, asked.labels) if asked else ())])
+        count += len(prompt) + new - 1 > model.max_tokens
     return count
-
-
-@dataclass
-class _Endless:
-    """A model's tokenizer with no end of positions, to count what a prompt has before it is cut."""
-
-    model: models.Model
-    max_tokens: int = 1 << 30
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """What a model answers: the likelihood of each label, or the text it writes.
 
 choose: log p(label | prompt) = sum_j log p(label_j | prompt, label_<j), in nats, for all labels of an example in one
-forward pass.  The prompt is computed once; its last position already predicts the first token of every label, so a label
+forward pass.  The prompt is computed once, and so is what several prompts begin with; a prompt's last position already predicts the first token of every label, so a label
 of m tokens adds m - 1 positions, a branch that sees the prompt and itself.  The usual way (one padded row for each prompt
 and label, logits at every position) computes the prompt once a label and the head once a token; here the head runs only
-where a label's token is predicted, and many examples lie in one row without padding.
+where a label's token is predicted, and many examples lie in one row without padding: the tree of their prompts.
 
 Where one label's tokens begin another's ("10", "10.5"), the sum would favour the shorter whatever the model thinks, since
 the longer one only multiplies further factors on.  Then, and only then, every label of that example is scored with its end
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import model as models
 from .attention import Layout, layout
 from .data import Batch
 from .errors import FinloraError
@@ -177,7 +178,8 @@ def _packed(model: Model, group: Sequence[Asked]) -> list[list[float]]:
     nothing = torch.zeros(1, total)
     unfolded = Batch(*map(torch.from_numpy, (ids, np.zeros_like(ids))), nothing, *map(torch.from_numpy, (doc, pos, branch)))
     x_BTD = hidden_shared(model, unfolded, torch.from_numpy(place))
-    return _split(label_sums(x_BTD[0], head(model), place[0, where], target, slot, n_labels), group)
+    sums = iter(label_sums(x_BTD[0], head(model), place[0, where], target, slot, n_labels))
+    return [[next(sums) for _ in a.labels] for a in group]
 
 
 def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.Tensor:
@@ -192,16 +194,19 @@ def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.T
     first = torch.zeros(n, dtype=torch.long)
     first[place[0]] = torch.arange(place.shape[1])  # any of them: all compute the same
     ids, pos = unfolded.ids[:, first].to(model.device), unfolded.pos[:, first].to(model.device)
-    there = place[0]
-    groups = [(there[index], *(None if t is None else t.to(model.device) for t in (mask, pos_NL))) for index, mask, pos_NL in where.groups]
-    folded = Layout([(index.to(model.device), mask, pos_NL) for index, mask, pos_NL in groups], where.back[first].to(model.device))
+    groups = [(place[0][index].to(model.device), None if m is None else m.to(model.device), p.to(model.device)) for index, m, p in where.groups]
+    folded = Layout(groups, where.back[first].to(model.device))
     model.route.rows = None
     base = model.body.base_model
+    refused = FinloraError(f"packed rows: {type(base).__name__} has layers that would see across the examples of a row")
+    if not getattr(base, "_supports_attention_backend", False):
+        raise refused
     # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
-    out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=folded)
-    if not folded.served:
-        raise FinloraError(f"packed rows: {type(base).__name__} does not pass attention options to its layers")
+    with models._autocast(model):
+        out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=folded)
+    if folded.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
+        raise refused
     return out.last_hidden_state
 
 
@@ -233,7 +238,8 @@ def _in_own_rows(model: Model, group: Sequence[Asked]) -> list[list[float]]:
     zeros = np.zeros_like(ids)
     tensors = [torch.from_numpy(t) for t in (ids, zeros, zeros.astype(np.float32), doc, pos, zeros)]
     x_BTD = hidden(model, Batch(*tensors).to(model.device))
-    return _split(label_sums(x_BTD.reshape(len(rows) * T, -1), head(model), where, target, slot, n_labels), group)
+    sums = iter(label_sums(x_BTD.reshape(len(rows) * T, -1), head(model), where, target, slot, n_labels))
+    return [[next(sums) for _ in a.labels] for a in group]
 
 
 def label_sums(
@@ -260,14 +266,6 @@ def label_sums(
     sums = np.zeros(n_slots)
     np.add.at(sums, np.asarray(slot)[order], logp_M)
     return sums.tolist()
-
-
-def _split(flat: Sequence[float], group: Sequence[Asked]) -> list[list[float]]:
-    out, k = [], 0
-    for a in group:
-        out.append(list(flat[k : k + len(a.labels)]))
-        k += len(a.labels)
-    return out
 
 
 # -- say -------------------------------------------------------------------------------------------------------------
@@ -478,7 +476,8 @@ def _next(model: Model, ids: torch.Tensor, mask: torch.Tensor, pos: torch.Tensor
     """Logits (B, V) after the newest position of each row, and the cache with it."""
     with _still(model):
         model.route.rows = None
-        out = model.body.base_model(input_ids=ids, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True)
+        with models._autocast(model):
+            out = model.body.base_model(input_ids=ids, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True)
         return logits(model, out.last_hidden_state[:, -1]), out.past_key_values
 
 

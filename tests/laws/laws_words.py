@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class Words:
 
 
 REAL = Words()
+SHARED = Words(pack=partial(data.pack, share=True), collate=partial(data.collate, share=True))
 
 
 def end_id(tokenizer, template: str) -> int:
@@ -157,16 +159,26 @@ def law_step(words: Words, model, tokens: Sequence[Tokens], rows: int, length: i
 
 
 def law_padding(words: Words, tokens: Sequence[Tokens], length: int) -> None:
-    """Padding has no weight and no document; every example keeps its tokens, weights and positions; nothing is lost."""
+    """Padding has no weight and no document; every example keeps its tokens, weights and positions; nothing is lost.
+
+    An example is read back out of the rows as the model sees it: its document's trunk, then its own branch.
+    """
     rows = words.pack(tokens, length)
     batch = words.collate(rows, length)
     assert batch.weights[batch.doc < 0].sum() == 0
-    assert int((batch.doc >= 0).sum()) == sum(len(t.ids) - 1 for t in tokens)
     assert float(batch.weights.sum()) == sum(sum(t.weights[1:]) for t in tokens)
-    assert [t.id for row in rows for t in row] == [t.id for t in tokens]
+    assert sorted(t.id for row in rows for t in row) == sorted(t.id for t in tokens)
     for b, row in enumerate(rows):
-        for d, t in enumerate(row):
+        seen, once = [], torch.zeros(length)
+        for d in range(int(batch.doc[b].max()) + 1):
             here = batch.doc[b] == d
-            assert batch.ids[b, here].tolist() == list(t.ids[:-1]) and batch.targets[b, here].tolist() == list(t.ids[1:])
-            assert batch.weights[b, here].tolist() == list(t.weights[1:])
-            assert batch.pos[b, here].tolist() == list(range(len(t.ids) - 1))
+            for k in batch.branch[b, here].unique().tolist() or [0]:
+                if k == 0 and bool(batch.branch[b, here].any()):
+                    continue  # a trunk is no example
+                one = here & ((batch.branch[b] == 0) | (batch.branch[b] == k))
+                once += one & ((batch.branch[b] == k) | (batch.weights[b] > 0))
+                assert batch.pos[b, one].tolist() == list(range(int(one.sum())))
+                seen.append((batch.ids[b, one].tolist(), batch.weights[b, one].tolist(), batch.targets[b, one & (batch.weights[b] > 0)].tolist()))
+        wanted = [(list(t.ids[:-1]), list(t.weights[1:]), [i for i, w in zip(t.ids[1:], t.weights[1:]) if w]) for t in row]
+        assert sorted(seen) == sorted(wanted)
+        assert float(once[batch.weights[b] > 0].max()) == 1, "a weight is counted for two examples"

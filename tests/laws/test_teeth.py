@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from laws_words import REAL
+from laws_words import REAL, SHARED
 
 from finlora import attention, linear, score, tasks, text
 from finlora.data import Batch, collate, order
@@ -78,8 +78,9 @@ def one_scale(cfg, W, stats=None):
     return {"codes": (W.float() * (127 / absmax[:, None])).round().to(torch.int8), "absmax": absmax}
 
 
-def half_precision(cfg, tensors, shape, dtype):
-    return NF4.decode(cfg, tensors, shape, torch.bfloat16).to(dtype)
+def narrow_scales(cfg, tensors, shape, dtype):
+    """The absmax rounded to the compute dtype before it is multiplied."""
+    return NF4.decode(cfg, {**tensors, "absmax": tensors["absmax"].to(dtype).float()}, shape, dtype)
 
 
 def no_gradient_scale(cfg, params, x, y0, base):
@@ -111,7 +112,7 @@ LINEAR = {
     "nibbles swapped": Planted(laws_codec.law_error, (NF4,), replace(NF4, decode=swapped)),
     "one scale for all rows": Planted(laws_codec.law_error, (INT8,), replace(INT8, encode=one_scale)),
     "int8 said to take 8 bits": Planted(laws_codec.law_bits, (INT8, (48, 80)), replace(INT8, bits=lambda cfg, shape, dtype=fp32: 8.0)),
-    "a weight rounded twice": Planted(laws_codec.law_rounded_once, (NF4, (48, 80)), replace(NF4, decode=half_precision)),
+    "a weight rounded twice": Planted(laws_codec.law_rounded_once, (NF4, (48, 80)), replace(NF4, decode=narrow_scales)),
 }
 
 
@@ -230,9 +231,9 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def material(examples, tokenizer, make_model):
+def material(taught, make_model):
     """(tokens, a float64 model)."""
-    return [render(e, tokenizer, True) for e in examples], make_model("gpt2", dtype="float64")
+    return taught, make_model("gpt2", dtype="float64")
 
 
 @pytest.mark.parametrize("name", sorted(RENDER))
@@ -271,6 +272,26 @@ def test_documents_that_see_each_other(material, monkeypatch):
     monkeypatch.setattr(attention, "layout", leaking)
     with pytest.raises(AssertionError):
         laws_words.law_step(REAL, model, tokens, 2, 300, 1e-12)
+
+
+def test_branches_that_see_each_other(material, monkeypatch):
+    tokens, model = material
+    laws_words.law_step(SHARED, model, tokens, 1, 600, 1e-12)
+    real = attention.layout
+    monkeypatch.setattr(attention, "layout", lambda batch: real(replace(batch, branch=torch.zeros_like(batch.branch))))
+    with pytest.raises(AssertionError):
+        laws_words.law_step(SHARED, model, tokens, 1, 600, 1e-12)
+
+
+def test_a_trunk_that_is_too_long(material, monkeypatch):
+    """Sharing positions that are taught, or one token too many."""
+    from finlora import data
+
+    tokens, model = material
+    alike = data._alike
+    monkeypatch.setattr(data, "_alike", lambda a, b, most: alike(a, b, most) + 1)
+    with pytest.raises(AssertionError):
+        laws_words.law_step(SHARED, model, tokens, 1, 600, 1e-12)
 
 
 def test_an_example_lost_and_padding_that_weighs(material):
@@ -344,7 +365,7 @@ RIGHT = [laws_truth.record(k, laws_truth.LABELS[k % 3], laws_truth.LABELS[k % 3]
 WRONG = [laws_truth.record(k, laws_truth.LABELS[k % 3], laws_truth.LABELS[(k + 1) % 3]) for k in range(30)]
 SCORERS = {
     "F1 of the readable answers alone": (laws_truth.no_free_unreadable, (), (score.METRICS, "macro_f1", f1_without_wrong_answers)),
-    "an interval that is blind to clusters": (laws_truth.copies_add_nothing, (laws_truth.sample(150),), (score, "interval", blind_to_clusters)),
+    "an interval that is blind to clusters": (laws_truth.copies_add_nothing, (laws_truth.sample(),), (score, "interval", blind_to_clusters)),
     "an interval without width": (laws_truth.never_certain, (RIGHT, WRONG), (score, "interval", wald)),
 }
 

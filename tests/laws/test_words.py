@@ -7,7 +7,7 @@ import dataclasses
 import laws_words as laws
 import pytest
 import torch
-from laws_words import REAL
+from laws_words import REAL, SHARED
 
 from finlora.data import collate, pack, pieces
 from finlora.errors import FinloraError
@@ -103,13 +103,24 @@ def test_order(batch, n):
     laws.law_order(REAL, batch, n)
 
 
-def tokens_of(examples, tokenizer):
-    return [render(e, tokenizer, True) for e in examples]
+@pytest.mark.parametrize("words", [REAL, SHARED], ids=["each alone", "shared beginnings"])
+@pytest.mark.parametrize("length", [150, 160, 300, 2048])
+def test_padding(length, words, taught):
+    laws.law_padding(words, taught, length)
 
 
-@pytest.mark.parametrize("length", [110, 128, 300, 2048])
-def test_padding(length, examples, tokenizer):
-    laws.law_padding(REAL, tokens_of(examples, tokenizer), length)
+def test_shared_beginnings_save_positions(taught):
+    """The instruction that all examples begin with is laid out once a row."""
+    alone, shared = (int((w.collate(w.pack(taught, 4096)).doc >= 0).sum()) for w in (REAL, SHARED))
+    common = next(k for k, ids in enumerate(zip(*(t.ids for t in taught))) if len(set(ids)) > 1)
+    assert common > 30 and shared <= alone - (len(taught) - 1) * common
+
+
+def test_what_looks_alike_but_is_taught_is_not_shared(tokenizer):
+    """A bare document's tokens all have weight: two equal ones stay two, or one of them would not be learned."""
+    same = [document("Net sales rose by 12.5 %. " * 4, tokenizer, str(k)) for k in range(3)]
+    batch = SHARED.collate(SHARED.pack(same, 1024))
+    assert float(batch.weights.sum()) == 3 * (len(same[0]) - 1) and not bool(batch.branch.any())
 
 
 def test_pieces_cover_a_document_once(tokenizer):
@@ -132,16 +143,34 @@ def test_a_row_too_long_is_our_own_mistake():
 STEP = {"gpt2": 1e-12, "llama": 1e-7, "mistral": 1e-7, "qwen3": 1e-7}
 
 
-@pytest.mark.parametrize("rows, length", [(1, 0), (4, 0), (12, 0), (1, 200), (2, 200), (1, 2048), (3, 120)])
+@pytest.mark.parametrize("rows, length", [(1, 0), (4, 0), (12, 0), (1, 200), (2, 200), (1, 2048), (3, 150)])
 @pytest.mark.parametrize("family", sorted(STEP))
-def test_step(family, rows, length, examples, tokenizer, make_model):
+def test_step(family, rows, length, taught, make_model):
     model = make_model(family, dtype="float64")
-    laws.law_step(REAL, model, tokens_of(examples, tokenizer), rows, length, STEP[family])
+    laws.law_step(REAL, model, taught, rows, length, STEP[family])
+
+
+@pytest.mark.parametrize("rows, length", [(1, 200), (2, 200), (1, 2048), (3, 150)])
+@pytest.mark.parametrize("family", sorted(STEP))
+def test_step_with_shared_beginnings(family, rows, length, taught, make_model):
+    model = make_model(family, dtype="float64")
+    laws.law_step(SHARED, model, taught, rows, length, STEP[family])
+
+
+def test_step_with_many_long_answers_to_one_question(tokenizer, make_model):
+    """Both ways in which branches attend: short ones together under a mask, long ones each behind a copy of the trunk."""
+    model = make_model("gpt2", dtype="float64")
+    for n_trunk, n_tail in ((40, 2), (3, 40), (15, 15)):
+        question = Example("q", (("user", "Net sales rose. " * n_trunk),), "", "up")
+        tokens = [render(question, tokenizer, True, text=f"{k} " + "up " * n_tail) for k in range(5)]
+        longest = max(len(t) for t in tokens)
+        for length in (longest, 2 * longest, 2048):
+            laws.law_step(SHARED, model, tokens, 1, length, 1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("codec", ["none", "nf4"])
-def test_step_through_the_seam(method, codec, examples, tokenizer, make_model):
+def test_step_through_the_seam(method, codec, taught, make_model):
     """The same with adapters away from their start over a store, in float64 throughout."""
     from finlora.model import rewire
 
@@ -149,17 +178,16 @@ def test_step_through_the_seam(method, codec, examples, tokenizer, make_model):
     with torch.no_grad():
         for k, p in enumerate(model.trainable().values()):
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k), dtype=p.dtype))
-    for rows, length in ((2, 0), (1, 200), (3, 120)):
-        laws.law_step(REAL, model, tokens_of(examples, tokenizer), rows, length, 1e-12)
+    for words, rows, length in ((REAL, 2, 0), (REAL, 1, 200), (SHARED, 3, 150)):
+        laws.law_step(words, model, taught, rows, length, 1e-12)
 
 
-def test_an_empty_row_changes_nothing(examples, tokenizer, make_model):
+def test_an_empty_row_changes_nothing(taught, make_model):
     """The rows that fill up the last micro-batch of a compiled body weigh nothing, packed or not."""
     from finlora.train import batches_of
 
     model = make_model("gpt2", dtype="float64")
-    for chosen, length in ((examples[:3], 110), (examples, 400)):
-        tokens = tokens_of(chosen, tokenizer)
+    for tokens, length in ((taught[:3], 150), (taught, 450)):
         batches = batches_of(tokens, length, 4, fixed=True)
         assert all(b.ids.shape == (4, length) for b in batches) and bool((batches[-1].doc[-1] < 0).all())
         full = dataclasses.replace(REAL, pack=lambda t, n: [t], collate=lambda rows, found=iter(batches): next(found))
