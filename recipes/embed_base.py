@@ -38,7 +38,7 @@ policy, knows nothing reliably, and must not be used for advice.
 {sources}
 
 Sources as in `recipes/base.toml`: Federal Reserve speeches, FOMC minutes and press conferences, CFPB regulations and
-presidential addresses are works of the US Government; the Gutenberg books (Smith, Veblen, Malthus, Mackay and Ricardo) are in the
+presidential addresses are works of the US Government; the Gutenberg books (Smith, Veblen, Malthus and Mackay) are in the
 public domain in the USA; WikiText-2 is Wikipedia text under CC BY-SA 3.0, by its contributors
 (https://huggingface.co/datasets/Salesforce/wikitext). No text of any evaluation set was used.
 
@@ -47,7 +47,7 @@ public domain in the USA; WikiText-2 is Wikipedia text under CC BY-SA 3.0, by it
     make base TEXT=path/to/train.jsonl
 
 where each line of the file is {{"source", "id", "text"}} with the sources above. The run's receipt is `receipt.json` here; the
-spec inside it and the hash of the text ({text_hash}) decide every number, on the same machine and versions to the last bit.
+spec inside it and the hash of the text ({text_hash}) decide every number; another processor or torch rounds otherwise.
 """
 RIGHTS = {"gutenberg": "public domain in the USA", "wikitext2": "CC BY-SA 3.0"}
 
