@@ -292,7 +292,7 @@ def test_a_receipt_is_shown(capsys):
     sheet = receipt.new("finetune", "a-name-that-is-far-too-long-for-a-table", {})
     sheet.update(
         model={"name": "toy", "params": 10, "trainable": 2, "bits_per_weight": 4.5}, method="lora", codec="nf4", data=[],
-        train={"steps": 12, "loss_first": 2.0, "loss_last": 0.5, "seconds": 3.25, "tokens_per_s": 5210.0, "peak_bytes": 2**29, "peak_how": "RSS", "curve": [], "val": []},
+        train={"steps": 12, "loss_first": 2.0, "loss_last": 0.5, "seconds": 3.25, "tokens_per_s": 5210.0, "peak_bytes": 512_000_000, "peak_how": "RSS", "curve": [], "val": []},
         results={"fpb": {"n": 64, "clusters": 60, "unreadable": 2, "way": "choose", "metrics": {"accuracy": found, "macro_f1": found}, "floors": {}}},
     )  # fmt: skip
     receipt.write(folder / "receipt.json", sheet)
@@ -300,7 +300,7 @@ def test_a_receipt_is_shown(capsys):
     said = capsys.readouterr().out
     assert "81.2 [75.0, 87.5]" in said and "4.50" in said and "a-name-that-is-far-too-long…" in said
     assert "fpb: 2 of 64 answers could not be read and count as wrong" in said
-    assert "trained: 12 steps, loss 2.000 to 0.500, 3.2 s, 5,210 tokens/s, peak 512 MiB (RSS)" in said
+    assert "trained: 12 steps, loss 2.000 to 0.500, 3.2 s, 5,210 tokens/s, peak 512 MB (RSS)" in said
     assert said.rstrip().endswith("receipt: out/receipt.json") and "adapter: out/adapter" in said
 
 
@@ -309,3 +309,12 @@ def test_wide_tables_are_cut_to_the_terminal():
     assert shared._parts(header, rows, 200) == [[0, 1, 2, 3]]
     assert shared._parts(header, rows, 40) == [[0, 1, 2], [0, 3]]
     assert shared._parts(header, rows, 10) == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_check_tells_what_is_wrong_in_every_part_at_once(tmp_path, capsys):
+    spec = tmp_path / "run.toml"
+    spec.write_text('[train]\nlr = "fast"\n[codec]\nkind = "nf3"\n[data]\ntasks = ["fpbb"]\n[method]\nrnk = 4\n', encoding="utf-8")
+    assert main(["check", str(spec)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    for fragment in ("train.lr", "did you mean `nf4`", "did you mean `fpb`", "did you mean `method.rank`"):
+        assert sum(fragment in line for line in said) == 1, (fragment, said)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finlora import attention, doctor, model as models, optim, registry
+from finlora import attention, doctor, optim, registry
+from finlora import model as models
 from finlora.loss import token_sums
 from finlora.model import head, hidden, save
 from finlora.spec import spec_from_dict

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import finlora
-from finlora import evaluate, model as models, receipt, registry, score
+from finlora import evaluate, receipt, registry, score
+from finlora import model as models
 from finlora.errors import FinloraError
 from finlora.evaluate import How, as_way, evaluate_task, file_name, results, run
 from finlora.tasks import SENTIMENT, Task, finlora_prompt, label_rows

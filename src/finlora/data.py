@@ -34,10 +34,14 @@ class Batch:
     branch: torch.Tensor
     rows: list[str | None] | None = None
 
+    @staticmethod
+    def tensors() -> tuple[str, ...]:
+        """The names of the (B, T) fields."""
+        return ("ids", "targets", "weights", "doc", "pos", "branch")
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`."""
-        names = ("ids", "targets", "weights", "doc", "pos", "branch")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.tensors()})
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:

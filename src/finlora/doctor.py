@@ -22,12 +22,15 @@ from typing import Any
 
 import torch
 
-from . import adapters, model as models, spec as specs
+from . import adapters
+from . import model as models
+from . import spec as specs
 from .data import collate
 from .errors import FinloraError
 from .registry import pick
 from .rows import read_examples
-from .text import Example, Tokens, choose_template, fit as fit_row, label_ids, render
+from .text import Example, Tokens, choose_template, label_ids, render
+from .text import fit as fit_row
 from .train import batches_of, fit, step
 
 HANDFUL = 8  # examples that are computed with

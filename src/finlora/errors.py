@@ -22,7 +22,7 @@ class FinloraError(Exception):
         self.hint = " ".join(hint.split())
 
     @property
-    def problems(self) -> list["FinloraError"]:
+    def problems(self) -> list[FinloraError]:
         """The problems this error stands for: itself, unless it is a `Problems`."""
         return [self]
 

@@ -26,7 +26,9 @@ from typing import Any
 
 import torch
 
-from . import measure, model as models, receipt, rows, runs, score, spec as specs
+from . import measure, receipt, rows, runs, score
+from . import model as models
+from . import spec as specs
 from .errors import FinloraError, unknown
 from .floors import majority, naive_bayes
 from .generate import ask, choose, say

@@ -75,7 +75,7 @@ def fields_of(kind: type) -> tuple[dataclasses.Field, ...]:
 def read_fields(
     kind: type, table: Mapping[str, Any], section: str, where: str, problems: list[FinloraError]
 ) -> dict[str, Any]:
-    """The arguments of dataclass `kind` in `table`; what is wrong is appended to `problems` as `section.key ...`."""
+    """The arguments of dataclass `kind` in `table`; what is wrong is left out and appended to `problems`."""
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields_of(kind)}
     values = {}
@@ -92,6 +92,7 @@ def read_fields(
                 problems.append(
                     FinloraError(f"{section}.{key} = {shown(value)}{where} is {choices}", f"it must be {trouble}")
                 )
+                continue
             values[key] = value
         except FinloraError as error:
             problems.append(error)

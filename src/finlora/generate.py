@@ -97,9 +97,7 @@ def choose(
             if packed:
                 try:
                     found.update(zip(group, _packed(model, group)))
-                except FinloraError as error:
-                    if not error.message.startswith("packed rows"):
-                        raise
+                except models.Unserved:
                     packed = False
             if not packed:
                 by_length = sorted(group, key=lambda a: len(a.prompt))
@@ -187,7 +185,7 @@ def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.T
 
     unfolded: the documents one after another (1, U), as if nothing were shared. place: (1, U), where in the row of T each is
     computed; positions that share a place must have the same tokens from their document's start up to there.
-    Raises: FinloraError for a model that cannot serve packed rows.
+    Raises: model.Unserved for a model that cannot serve packed rows.
     """
     where = layout(unfolded)
     n = int(place.max()) + 1
@@ -196,18 +194,7 @@ def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.T
     ids, pos = unfolded.ids[:, first].to(model.device), unfolded.pos[:, first].to(model.device)
     groups = [(place[0][index].to(model.device), None if m is None else m.to(model.device), p.to(model.device)) for index, m, p in where.groups]
     folded = Layout(groups, where.back[first].to(model.device))
-    model.route.rows = None
-    base = model.body.base_model
-    refused = FinloraError(f"packed rows: {type(base).__name__} has layers that would see across the examples of a row")
-    if not getattr(base, "_supports_attention_backend", False):
-        raise refused
-    # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
-    with models._autocast(model):
-        out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=folded)
-    if folded.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
-        raise refused
-    return out.last_hidden_state
+    return models.packed_hidden(model, ids, pos, folded)
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -476,7 +463,7 @@ def _next(model: Model, ids: torch.Tensor, mask: torch.Tensor, pos: torch.Tensor
     """Logits (B, V) after the newest position of each row, and the cache with it."""
     with _still(model):
         model.route.rows = None
-        with models._autocast(model):
+        with models.autocast(model):
             out = model.body.base_model(input_ids=ids, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True)
         return logits(model, out.last_hidden_state[:, -1]), out.past_key_values
 

@@ -7,6 +7,7 @@ elsewhere it is the process's mark so far, and the receipt says so.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -41,6 +42,7 @@ class Meter:
 def meter(device: torch.device) -> Meter:
     """Start measuring."""
     gc.collect()
+    _trim()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return Meter(device, time.perf_counter(), torch.cuda.memory_allocated(device), "torch.cuda.max_memory_allocated")
@@ -51,6 +53,14 @@ def meter(device: torch.device) -> Meter:
     except OSError:
         pass
     return Meter(device, time.perf_counter(), _status("VmRSS"), how)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system where the C library can (glibc), so that one run's peak is not the next one's."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def _status(key: str) -> int:

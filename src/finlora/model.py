@@ -35,6 +35,16 @@ BASE = "finlora/base"
 FAMILIES = {"llama": "LlamaConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
 
 
+class Unserved(FinloraError):
+    """The model's layers cannot keep packed examples apart."""
+
+    def __init__(self, kind: str):
+        super().__init__(
+            f"packed rows: {kind} has layers that would see across the examples of a row",
+            "set data.row_tokens = 0 to give each example its own row",
+        )
+
+
 class Model(nn.Module):
     """A causal language model whose linears are on the seam.
 
@@ -244,7 +254,7 @@ def _register() -> None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         odd = [k for k, v in options.items() if v is not None and k not in known and not k.startswith("output_")]
         if odd:
-            raise FinloraError(f"packed rows: attention of {type(module).__name__} asks for `{odd[0]}`, which packing does not serve", "set data.row_tokens = 0 to give each example its own row")
+            raise Unserved(f"{type(module).__name__} (`{odd[0]}`)")
         out = packed.packed_attention(query, key, value, finlora_layout, options.get("scaling"), options.get("dropout") or 0.0, options.get("sliding_window"))
         return out, None
 
@@ -365,11 +375,11 @@ def rewire(
 
 def hidden(model: Model, batch: Batch) -> torch.Tensor:
     """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each."""
-    with _autocast(model):
+    with autocast(model):
         return _hidden(model, batch)
 
 
-def _autocast(model: Model) -> torch.autocast:
+def autocast(model: Model) -> torch.autocast:
     """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
     masters = next(model.body.parameters()).dtype
     on = model.dtype == torch.bfloat16 and masters == torch.float32
@@ -377,22 +387,28 @@ def _autocast(model: Model) -> torch.autocast:
 
 
 def _hidden(model: Model, batch: Batch) -> torch.Tensor:
-    model.route.rows = batch.rows
-    base = model.body.base_model
-    call = base if model.compiled is None else model.compiled
     if packed.is_plain(batch):
+        model.route.rows = batch.rows
+        call = model.body.base_model if model.compiled is None else model.compiled
         return call(input_ids=batch.ids, use_cache=False).last_hidden_state
-    refused = FinloraError(
-        f"packed rows: {type(base).__name__} has layers that would see across the examples of a row", "set data.row_tokens = 0 to give each example its own row"
-    )
+    return packed_hidden(model, batch.ids, batch.pos, packed.layout(batch), batch.rows)
+
+
+def packed_hidden(model: Model, ids: torch.Tensor, pos: torch.Tensor, where: packed.Layout, rows: list[str | None] | None = None) -> torch.Tensor:
+    """The last hidden states (B, T, D) of tokens at given positions (B, T) that attend as `where` says.
+
+    Raises: Unserved for a model that would let them see across.
+    """
+    model.route.rows = rows
+    base = model.body.base_model
     if not getattr(base, "_supports_attention_backend", False):
-        raise refused
-    where = packed.layout(batch)
+        raise Unserved(type(base).__name__)
     # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)
-    out = base(input_ids=batch.ids, position_ids=batch.pos, attention_mask=mask, use_cache=False, finlora_layout=where)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    with autocast(model):
+        out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=where)
     if where.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
-        raise refused
+        raise Unserved(type(base).__name__)
     return out.last_hidden_state
 
 

@@ -16,13 +16,13 @@ from .errors import FinloraError
 TASKS = ("tone", "guidance")
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {"method": {"kind": "full"}, "train": {"lr": 1e-3}},
-    "lora": {"method": {"kind": "lora", "rank": 8, "alpha": 16.0}},
-    "lora-int8": {"method": {"kind": "lora", "rank": 8, "alpha": 16.0}, "codec": {"kind": "int8"}},
-    "lora-nf4": {"method": {"kind": "lora", "rank": 8, "alpha": 16.0}, "codec": {"kind": "nf4"}},
+    "lora": {"method": {"kind": "lora", "rank": 16, "alpha": 32.0}},
+    "lora-int8": {"method": {"kind": "lora", "rank": 16, "alpha": 32.0}, "codec": {"kind": "int8"}},
+    "lora-nf4": {"method": {"kind": "lora", "rank": 16, "alpha": 32.0}, "codec": {"kind": "nf4"}},
 }
 COMMON: dict[str, dict[str, Any]] = {
-    "data": {"tasks": list(TASKS), "validation": 0.05, "max_train": 1000},
-    "train": {"steps": 120, "batch": 32, "lr": 4e-3, "schedule": "linear", "warmup": 0.1, "validate_every": 60, "weight_decay": 0.0},
+    "data": {"tasks": list(TASKS), "validation": 0.05},
+    "train": {"steps": 120, "batch": 32, "lr": 3e-3, "schedule": "linear", "warmup": 0.1, "validate_every": 60},
     "evaluate": {"max_new": 6},
 }
 

@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import receipt, spec as specs
+from . import receipt
+from . import spec as specs
 from .errors import FinloraError
 
 OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "tensorboard", "tokenizer")
@@ -31,6 +32,8 @@ def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
         for name in OURS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for leftover in [*folder.glob(".*.part"), *folder.glob(".*.old")]:  # of a write that was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if (folder / "receipt.json").exists():
         return folder, receipt.read(folder / "receipt.json")
     receipt.write_text(folder / "spec.toml", specs.dump(spec))

@@ -11,7 +11,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, measure, model as models, receipt, runs, spec as specs
+from . import checkpoint, measure, receipt, runs
+from . import model as models
+from . import spec as specs
 from .corpus import Document, documents
 from .data import pieces
 from .errors import FinloraError

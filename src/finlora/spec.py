@@ -136,9 +136,6 @@ class Train:
     )
     warmup: float = setting(0.06, "warm-up: share of all steps below 1, number of steps from 1 on", low=0.0)
     clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0.0)
-    micro_rows: int = setting(
-        1, "packed rows of one forward pass: more may be faster and takes more memory", low=1, result=False
-    )
     recompute: bool = setting(
         False, "compute activations again in the backward pass: less memory, more time", result=False
     )
@@ -200,20 +197,24 @@ SECTIONS: dict[str, type] = {
 }  # fmt: skip
 
 
-def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
+def load_spec(path: str | Path, overrides: Iterable[str] = (), problems: list[FinloraError] | None = None) -> Spec:
     """The spec in the TOML file `path` (or in a run folder's spec.toml), with `section.key=value` overrides.
 
+    problems: a list that receives what is wrong, in place of an error; the spec then has defaults where values were wrong.
     Raises: Problems with everything wrong in the file and the overrides.
     """
     path = Path(path)
     if path.is_dir() and (path / "spec.toml").is_file():
         path = path / "spec.toml"
-    return spec_from_dict(_read_toml(path), overrides, place=str(path))
+    return spec_from_dict(_read_toml(path), overrides, str(path), problems)
 
 
-def spec_from_dict(values: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "") -> Spec:
+def spec_from_dict(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), place: str = "", found: list[FinloraError] | None = None
+) -> Spec:
     """The spec of a nested mapping {section: {key: value}}; `place` is named in the problems.
 
+    found: a list that receives the problems, in place of an error (see load_spec).
     Raises: Problems: unknown sections and keys, wrong types, values out of range.
     """
     problems: list[FinloraError] = []
@@ -234,10 +235,11 @@ def spec_from_dict(values: Mapping[str, Any], overrides: Iterable[str] = (), pla
             )
         else:
             sections[name] = _section(name, table, where, problems)
-    if not problems:
-        spec = Spec(**sections)
-        problems += _crossed(spec, where)
-    if problems:
+    spec = Spec(**sections)
+    problems += _crossed(spec, where)
+    if found is not None:
+        found += problems
+    elif problems:
         raise Problems(problems)
     return spec
 
@@ -318,10 +320,7 @@ def _section(name: str, table: Mapping[str, Any], where: str, problems: list[Fin
         own = {f.name for f in fields_of(section)} - {"options"}
         options = {key: bare(value) for key, value in table.items() if key not in own}
         table = {key: value for key, value in table.items() if key in own}
-    before = len(problems)
     values = read_fields(section, table, name, where, problems)
-    if len(problems) > before:
-        return None
     return section(**values, options=options) if issubclass(section, Part) else section(**values)
 
 
@@ -354,6 +353,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        if not near:
+            raise FinloraError(f"no spec file named `{path}`", "give the path of a TOML file, such as recipes/qlora.toml") from None
         raise unknown("spec file", str(path), [str(path.parent / name) for name in near]) from None
     except IsADirectoryError:
         raise FinloraError(

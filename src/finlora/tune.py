@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from . import adapters, measure, model as models, receipt, rows, runs, spec as specs, text
+from . import adapters, measure, receipt, rows, runs, text
+from . import model as models
+from . import spec as specs
 from .errors import FinloraError
 from .logs import Logs
 from .registry import pick
@@ -72,6 +74,7 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     out.update(
         model={
             "name": spec.model.name,
+            "sha256": evaluate.digest(model),
             "params": sum(p.numel() for p in model.parameters()) + _stored(model),
             "trainable": sum(p.numel() for p in model.trainable().values()),
             "bits_per_weight": models.bits_per_weight(model),
@@ -109,7 +112,7 @@ def words(spec: specs.Spec, model: models.Model) -> tuple[list[Tokens], list[Tok
             tokens = [text.render(e, model.tokenizer, True, template) for e in chosen]
             cut += sum(len(t.ids) - 1 > most for t in tokens)
             into.extend(text.fit(t, most, spec.data.too_long) for t in tokens)
-        sets.append({"task": name, "split": "train", "rows": len(kept), "validation": len(out), "sha256": digest})
+        sets.append({"task": name, "split": "train", "rows": len(kept), "validation": len(out), "sha256": digest, "licence": task.source.licence})
     if not train:
         raise FinloraError("data.tasks names no task", "for example data.tasks = [\"tone\"]")
     return train, held, {"template": template, "cut": cut, "sets": sets}

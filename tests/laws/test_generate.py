@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import SHAPES
 
-from finlora import generate, model as models
+from finlora import generate
+from finlora import model as models
 from finlora.errors import FinloraError
 from finlora.generate import ask, choose, complete, end_tokens, prompt_ids, say, write
 from finlora.text import Example
@@ -123,7 +124,7 @@ def test_a_model_that_cannot_pack_gets_rows(make_model, monkeypatch):
     wanted = choose(model, EXAMPLES)
 
     def refuse(*_):
-        raise FinloraError("packed rows: it cannot")
+        raise models.Unserved("it")
 
     monkeypatch.setattr(generate, "hidden_shared", refuse)
     assert furthest(choose(model, EXAMPLES, 64), wanted) < NATS

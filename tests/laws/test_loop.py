@@ -64,6 +64,22 @@ def kill():
     raise Killed
 
 
+class DiesAt:
+    """A function that is killed at its n-th call: before its work for odd n, after it for even n."""
+
+    def __init__(self, n: int, real):
+        self.n, self.left, self.real = n, n, real
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0 and self.n % 2:
+            raise Killed
+        out = self.real(*args, **kwargs)
+        if self.left == 0:
+            raise Killed
+        return out
+
+
 @pytest.fixture(scope="module")
 def run(make_model, examples, tokenizer):
     """run(folder, kind, **changes) -> (model, fit's dict); `model=` to see the model when fit raises."""
@@ -195,17 +211,7 @@ def test_killed_anywhere(place, run, undisturbed, tmp_path, monkeypatch):
     owner = {"train": train, "checkpoint": checkpoint, "checkpoint.os": os, "checkpoint.shutil": checkpoint.shutil}[module]
     real = getattr(owner, name)
     for n in range(1, 8):
-        left = [n]
-
-        def dying(*args, **kwargs):
-            left[0] -= 1
-            if left[0] == 0 and n % 2:
-                raise Killed
-            out = real(*args, **kwargs)
-            if left[0] == 0:
-                raise Killed
-            return out
-
+        dying = DiesAt(n, real)
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, dying)
             try:
@@ -485,3 +491,14 @@ def test_nothing_to_learn(make_model, run):
         run(None, validation=12)
     with pytest.raises(FinloraError, match="nothing is trainable"):
         run(None, model=rewire(make_model("llama"), codec="nf4"))
+
+
+def test_rows_are_padded_to_few_shapes(taught):
+    """A multiple of 64 positions, of which the added ones have no document, no weight and no part in the count."""
+    from finlora.train import batches_of
+
+    for batch in batches_of(taught, 256, 2):
+        assert batch.ids.shape[1] % 64 == 0
+        assert not batch.weights[batch.doc < 0].any()
+    weights = sum(float(b.weights.sum()) for b in batches_of(taught, 256, 2))
+    assert weights == sum(sum(t.weights[1:]) for t in taught)

@@ -13,7 +13,8 @@ import torch
 import transformers
 from conftest import SHAPES
 
-from finlora import attention, model as models
+from finlora import attention
+from finlora import model as models
 from finlora.data import Batch, collate
 from finlora.errors import FinloraError
 from finlora.model import Model, find_linears, head, hidden, logits, open_model, recompute, rewire, save
@@ -177,7 +178,7 @@ def test_the_packing_law_has_teeth(make_model, monkeypatch):
 def test_mixed_rows(family, make_model):
     """Rows of one batch through different adapters, packed or not, equal each adapter's own call."""
     model = stir(rewire(make_model(family), codec="nf4", method="lora"))
-    for k, (name, linear) in enumerate(model.linears.items()):
+    for k, linear in enumerate(model.linears.values()):
         method, cfg = linear.how["default"]
         linear.adapt("other", method, cfg, torch.Generator().manual_seed(k))
     with torch.no_grad():

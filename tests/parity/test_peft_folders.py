@@ -18,8 +18,8 @@ from finlora.model import hidden, logits, open_model
 from finlora.registry import pick
 from finlora.text import Tokens
 
-# float32 logits of the toys reach 40 (llama) and 60 (gpt2); over all cases below ours and PEFT's differ by at most 1.1e-5
-CLOSE = {"rtol": 1e-5, "atol": 3e-5}
+# float32 logits of the toys reach 5.3; over all cases below ours and PEFT's differ by at most 3.5e-6
+CLOSE = {"rtol": 0.0, "atol": 1e-5}
 IDS = [[5 + (7 * k * k + 3 * row) % 390 for k in range(14)] for row in range(3)]
 
 

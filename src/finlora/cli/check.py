@@ -21,9 +21,11 @@ def command(
     [dim]finlora check run.toml --set method.rank=4096[/dim]
     """
     from ..check import check, verb_of
+    from ..errors import FinloraError
     from ..spec import dump, load_spec
 
-    wanted = shared.with_flags(load_spec(spec, set or ()), data__dir=data, data__tasks=task)
-    shared.refuse(check(wanted, verb_of(wanted)))
+    problems: list[FinloraError] = []
+    wanted = shared.with_flags(load_spec(spec, set or (), problems), data__dir=data, data__tasks=task)
+    shared.refuse([*problems, *check(wanted, verb_of(wanted))])
     shared.advise(wanted)
     typer.echo(dump(wanted, notes=True) if show else f"{spec}: nothing wrong")

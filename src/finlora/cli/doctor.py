@@ -22,9 +22,19 @@ def command(
 
     wanted = shared.with_flags(load_spec(spec, set or ()), data__dir=data, data__tasks=task)
     shared.refuse(check(wanted, "doctor"))
+    from rich.console import Console
+    from rich.text import Text
+
     from ..doctor import run
 
     with shared.live() as progress:
         found = run(wanted, progress=progress)
-    if found is False:
+    console = Console(highlight=False)
+    for finding in found:
+        console.print(Text.assemble((" ok   " if finding.ok else " FAIL ", "green" if finding.ok else "bold red"), (finding.name, "bold"), f": {finding.detail}"))
+        if finding.hint:
+            console.print(Text(f"      {finding.hint}"))
+        if finding.example:  # what carries a weight is what the loss sees
+            console.print(Text.assemble("      ", *((text, "bold green underline" if weight else "dim") for text, weight in finding.example)))
+    if not all(finding.ok for finding in found):
         raise typer.Exit(1)

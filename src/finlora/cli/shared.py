@@ -97,7 +97,7 @@ def show_receipt(folder: str | Path) -> None:
         parts += [f"{train['seconds']:.1f} s"] if train.get("seconds") else []
         parts += [f"{train['tokens_per_s']:,.0f} tokens/s"] if train.get("tokens_per_s") else []
         parts += (
-            [f"peak {train['peak_bytes'] / 2**20:,.0f} MiB ({train.get('peak_how', '')})"]
+            [f"peak {train['peak_bytes'] / 1e6:,.0f} MB ({train.get('peak_how', '')})"]
             if train.get("peak_bytes")
             else []
         )
