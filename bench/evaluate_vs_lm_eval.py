@@ -39,7 +39,7 @@ def main() -> int:
 
     ours, theirs = open_both(options.model)
     results = {name: one_task(name, options, ours, theirs) for name in options.task}
-    sheet = receipt.new("bench", "evaluate_vs_lm_eval", {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()})
+    sheet = receipt.new("bench", "evaluate_vs_lm_eval", {k: Path(v).name if isinstance(v, Path) or k == "data" and v else v for k, v in vars(options).items()})
     ratios = [found["ratio"]["mean"] for found in results.values()]
     total = {who: sum(found["seconds"][who]["mean"] for found in results.values()) for who in ("lm_eval", "finlora")}
     sheet.update(
@@ -195,7 +195,7 @@ def fastest(work: Callable[[int], Any], sizes: Sequence[int]) -> tuple[int, dict
     tried = {}
     for size in sizes:
         work(size)
-        tried[size] = timed(lambda: work(size))[0]
+        tried[size] = timed(lambda size=size: work(size))[0]
     return min(tried, key=tried.get), {str(k): v for k, v in tried.items()}
 
 

@@ -179,7 +179,8 @@ def ours(args: argparse.Namespace, codec: str, recompute: bool) -> dict[str, Any
     """finlora: rewire, train.step, clipping, AdamW."""
     import torch
 
-    from finlora import adapters, model as models, optim, train
+    from finlora import adapters, optim, train
+    from finlora import model as models
     from finlora.methods.lora import LoRA
     from finlora.spec import Train
 
@@ -317,7 +318,8 @@ def main() -> None:
         side, codec, recompute = args.case.split()
         print(json.dumps((ours if side == "ours" else peft)(args, codec, recompute == "on")))
         return
-    from finlora import model as models, receipt
+    from finlora import model as models
+    from finlora import receipt
 
     models.device_of(args.device)  # refuses a GPU that is not here before anything is built
     cases: dict[str, dict[str, Any]] = {}
@@ -333,6 +335,8 @@ def main() -> None:
                     pair = compare(found["ours"], found["peft"])
                     found["compare"] = pair
                     print(f"      ours / peft: {pair['tokens_per_s_ratio']:.2f}x tokens/s, {pair['peak_bytes_ratio']:.2f}x memory")
+    if all("skipped" in case for found in cases.values() for case in found.values()):
+        raise SystemExit("nothing was measured, and no receipt is written")
     out = receipt.new("bench", args.name, {k: v for k, v in vars(args).items() if k not in ("case", "adapter", "out")})
     out["bench"] = {"cases": cases, "mfu_how": "4 N tokens/s / peak; N: weights of linears and head; attention and recomputation not counted"}
     if args.out != os.devnull:
@@ -361,4 +365,9 @@ def shown(case: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    from finlora.errors import FinloraError
+
+    try:
+        main()
+    except FinloraError as error:
+        raise SystemExit(str(error)) from error

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
-from finlora import floors, receipt, rows, score, spec as specs
+from finlora import floors, receipt, rows, score
+from finlora import spec as specs
 from finlora.registry import pick
 from finlora.tune import finetune
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", default="results/cpu/real_data")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    told = receipt.new("bench", "real_data", vars(options))
+    told = receipt.new("bench", "real_data", {**vars(options), "data": Path(options.data).name, "runs": Path(options.runs).name})
     told["results"] = {}
     for task in options.tasks:
         told["results"][task] = compare(task, options)
@@ -51,8 +51,8 @@ def compare(name: str, options: argparse.Namespace) -> dict:
         spec = specs.spec_from_dict(settings(name, codec, str(out), options), options.set)
         said = finetune(spec, progress=Lines(f"{name} {run}"))
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(out / "receipt.json", f"{Path(options.out).parent}/{name}-{run}.receipt.json")
-        held[run] = score.read_records(out / said["results"][name]["records"]) if (out / said["results"][name]["records"]).exists() else score.read_records(out / "records" / f"{name}.jsonl")
+        receipt.write(Path(options.out).parent / f"{name}-{run}.receipt.json", public(said))
+        held[run] = score.read_records(out / said["results"][name]["records"])
     for run, records in held.items():
         accuracy[run] = dataclasses.asdict(score.interval(records, "accuracy", labels=task.labels))
     pairs = [("qlora-nf4", "lora"), ("lora", "naive_bayes"), ("qlora-nf4", "naive_bayes"), ("lora", "majority"), ("qlora-nf4", "majority")]
@@ -64,6 +64,13 @@ def compare(name: str, options: argparse.Namespace) -> dict:
         d = found["accuracy"]["difference"]
         print(f"{name}: {pair}: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], McNemar p = {found['accuracy']['mcnemar_p']:.3g}")
     return {"accuracy": accuracy, "paired": differences, "overlap": rows.overlap(train, test)}
+
+
+def public(said: dict) -> dict:
+    """The receipt without the folders of the machine that made it."""
+    said["spec"]["run"]["out"] = Path(said["spec"]["run"]["out"]).name
+    said["spec"]["data"]["dir"] = Path(said["spec"]["data"]["dir"]).name
+    return said
 
 
 def settings(name: str, codec: str, out: str, options: argparse.Namespace) -> dict:
