@@ -343,7 +343,8 @@ def rewire(
     if m and m.trains_base:
         model.body.float()  # masters: an update smaller than bfloat16's step would be lost
     model.requires_grad_(bool(m and m.trains_base))
-    for name, module in found.items():
+    for name in list(found):
+        module = found.pop(name)  # the old linear is freed as soon as the new one stands
         W = module.weight.detach()
         if type(module).__name__ == "Conv1D":
             W = W.T.contiguous()
