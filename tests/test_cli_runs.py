@@ -127,3 +127,18 @@ def test_pretrain_makes_a_model_that_opens(home, capsys):
     assert main(["pretrain", "pre.toml"]) == 0
     assert "trained: 2 steps" in capsys.readouterr().out
     assert main(["generate", "Net", "-m", "pre/model", "--max-new", "2"]) == 0
+
+
+def test_an_adapter_is_graded_over_the_codec_it_was_trained_over(home, capsys):
+    """Unless told otherwise: the same weights, so the same scores as at the end of training."""
+    assert main(["finetune", "run.toml", "--set", "codec.kind=nf4", "--out", "q"]) == 0
+    common = ["evaluate", "-m", "toy", "-a", "q/adapter", "-t", "fpb", "--data", "data", "--way", "choose", "--limit", "3"]
+    assert main([*common, "-o", "kept"]) == 0
+    assert main([*common, "-o", "told", "--codec", "none"]) == 0
+    codec = {name: json.loads((home / name / "receipt.json").read_text(encoding="utf-8"))["codec"] for name in ("q", "kept", "told")}
+    assert codec == {"q": "nf4", "kept": "nf4", "told": "none"}
+    scores = {
+        name: [json.loads(line)["scores"] for line in (home / name / "records" / "fpb.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in codec
+    }
+    assert scores["kept"] == scores["q"] != scores["told"]

@@ -153,7 +153,7 @@ def test_missing_folders_and_files(tmp_path):
         ("test.jsonl", b'{"context": "a"}\n', "test.jsonl:1: a context without an answer"),
         ("test.jsonl", b'{"context": "a", "target": "neutral"}\n{"context": "a", "target": "up"}\n', "test.jsonl:2: unknown label 'up'"),
         ("test.jsonl", b'{"headline": "a", "tone": 1}\n', "found: headline, tone"),
-        ("test.jsonl.gz", gzip.compress(b'{"context": "a", "target": "neutral"}\n')[:-9], "not a whole gzip file"),
+        ("test.jsonl.gz", gzip.compress(b'{"context": "a", "target": "neutral"}\n', mtime=0)[:-9], "not a whole gzip file"),
         ("test.jsonl.gz", b"plain", "not a whole gzip file"),
         ("test.json", b'[{"context": "a", "target": "neutral"},\n', "test.json:2: not a whole JSON array"),
         ("test.json", b"[]", "has no rows"),

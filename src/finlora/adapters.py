@@ -145,6 +145,15 @@ def read_config(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return out[0], out[1]
 
 
+def trained_over(folder: str | Path) -> dict[str, Any]:
+    """The codec section of a spec that opens the base as this adapter knew it: {"kind", its options}.
+
+    An adapter that does not say (PEFT's own) is taken over `none`.  Raises: FinloraError where the folder is no adapter.
+    """
+    _, own = read_config(folder)
+    return {"kind": own.get("codec", "none"), **own.get("codec_config", {})}
+
+
 def _method(folder: Path, fields: dict[str, Any], own: dict[str, Any]) -> tuple[Method, Any]:
     if own:
         with _reading(folder / "finlora.json"):

@@ -76,7 +76,7 @@ def run(
     batch_tokens: int = 4096,
     max_new: int = 16,
     adapter: str | Path | None = None,
-    codec: str = "none",
+    codec: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     online: bool = False,
@@ -465,11 +465,13 @@ def _spec(
     model: models.Model | str, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online
 ) -> specs.Spec:
     """The arguments of `run` as a spec, so that a folder holds what was asked for whoever asked."""
+    from .adapters import trained_over
+
     in_memory = isinstance(model, models.Model)
     table = {
         "run": {"out": str(out), "device": device, "dtype": dtype},
         "model": {"name": model.name if in_memory else model, "adapter": str(adapter or ""), "online": online},
-        "codec": {"kind": codec},
+        "codec": {"kind": codec} if codec else trained_over(adapter) if adapter else {"kind": "none"},
         "data": {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "dir": str(dir or ""), "template": template, "too_long": too_long},
         "evaluate": {
             "tasks": [tasks] if isinstance(tasks, str) else list(tasks), "split": split, "ways": list(ways), "limit": limit,

@@ -128,12 +128,12 @@ def open_model(
     body, tokenizer = _load(where, kind, online)
     model = Model(body.to(dev), tokenizer, name, kind)
     if adapter is not None:
-        from .adapters import attach_adapter, read_config
+        from .adapters import attach_adapter, trained_over
 
         if codec is None:
-            _, own = read_config(adapter)
-            codec = own.get("codec", "none")
-            codec_config = pick("codec", codec).config(**own.get("codec_config", {}))
+            options = trained_over(adapter)
+            codec = options.pop("kind")
+            codec_config = pick("codec", codec).config(**options)
         rewire(model, codec=codec, codec_config=codec_config, seed=seed)
         attach_adapter(model, adapter)
     elif method is not None or codec is not None:

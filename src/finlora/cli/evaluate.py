@@ -42,6 +42,8 @@ def command(
         wanted, model__name=model, model__adapter=adapter, model__online=online or None, codec__kind=codec, data__tasks=task, data__dir=data,
         evaluate__tasks=task, evaluate__ways=way, evaluate__limit=limit, evaluate__split=split, run__out=out, run__overwrite=overwrite or None,
     )  # fmt: skip
+    if codec is None and not any(text.startswith("codec.") for text in set or ()):
+        wanted = shared.as_trained(wanted)
     if wanted.run.out == Spec().run.out:  # a folder for each different evaluation, so that the same one again resumes
         wanted = shared.with_flags(wanted, run__out=f"runs/evaluate-{digest(wanted)[:8]}")
     shared.refuse(check(wanted, "evaluate"))

@@ -40,6 +40,8 @@ def command(
         codec__kind=codec,
         run__device=device,
     )
+    if codec is None:
+        wanted = shared.as_trained(wanted)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise FinloraError("the prompt is empty", 'write finlora generate "Revenue rose"')

@@ -41,6 +41,14 @@ def with_flags(spec: Spec, **flags: Any) -> Spec:
     return replace(spec, **changes) if changes else spec
 
 
+def as_trained(spec: Spec) -> Spec:
+    """The spec with the codec its adapter was trained over, for a user who named none."""
+    from ..adapters import trained_over
+    from ..spec import replace
+
+    return replace(spec, codec=trained_over(spec.model.adapter)) if spec.model.adapter else spec
+
+
 def refuse(problems: list[Any]) -> None:
     """Raise all problems at once, if there are any."""
     from ..errors import Problems
