@@ -44,9 +44,15 @@ def with_flags(spec: Spec, **flags: Any) -> Spec:
 def as_trained(spec: Spec) -> Spec:
     """The spec with the codec its adapter was trained over, for a user who named none."""
     from ..adapters import trained_over
+    from ..errors import FinloraError
     from ..spec import replace
 
-    return replace(spec, codec=trained_over(spec.model.adapter)) if spec.model.adapter else spec
+    if not spec.model.adapter:
+        return spec
+    try:
+        return replace(spec, codec=trained_over(spec.model.adapter))
+    except FinloraError:  # no adapter: `check` says so, together with whatever else is wrong
+        return spec
 
 
 def refuse(problems: list[Any]) -> None:
