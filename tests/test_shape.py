@@ -25,10 +25,13 @@ LONGEST = 500
 # Imports point down this list only; a member of a layer may import its own layer, except among verbs.
 LAYERS = {
     "values": {"errors", "registry", "fields", "spec", "receipt"},
-    "mathematics": {"linear", "codecs", "structures", "methods", "loss"},
+    "mathematics": {"seam", "linear", "optimizers", "codecs", "structures", "methods", "loss"},
     "words": {"text", "tasks", "score", "data", "rows", "floors", "corpus", "tokenizer", "xbrl"},
     "bodies": {
         "model",
+        "wiring",
+        "weights",
+        "baselines",
         "adapters",
         "attention",
         "calibrate",

@@ -27,6 +27,7 @@ from .errors import FinloraError
 from .linear import Linear, Method
 from .model import Model
 from .registry import names, pick
+from .wiring import Saved, find_linears, shape_of
 
 PREFIX = "base_model.model."
 REFUSED = {  # fields of LoraConfig that change the map in a way that no method here has
@@ -90,8 +91,23 @@ def save_adapter(model: Model, folder: str | Path, name: str = "default", replac
 def attach_adapter(model: Model, folder: str | Path, name: str = "default") -> None:
     """Attach an adapter folder, ours or PEFT's, to a rewired model and make it the active one.
 
+    An adapter that edits its base must be opened with its base (`open_model(adapter=...)`).
     Raises: FinloraError for a folder that is no adapter, pickled weights, a kind that is not served, a tensor that does
     not fit.
+    """
+    for key, (method, config, params) in adapter_tensors(model, folder).items():
+        linear = model.linears[key]
+        linear.attach(name, method, config, {k: v.to(model.device) for k, v in params.items()})
+    model.route.active = name
+    for key, p in model.named_parameters():
+        if f".adapters.{name}." in key:
+            p.requires_grad_(False)
+
+
+def adapter_tensors(model: Model, folder: str | Path) -> Saved:
+    """{linear: (method, its settings, its parameters in fp32)} of an adapter folder, checked against the model.
+
+    Raises: FinloraError as attach_adapter.
     """
     folder = Path(folder)
     fields, own = read_config(folder)
@@ -107,19 +123,16 @@ def attach_adapter(model: Model, folder: str | Path, name: str = "default") -> N
         found.setdefault(linear, {})[param] = value
     if not found:
         raise FinloraError(f"adapter `{folder}` holds no tensor", "save it again")
+    shapes = {key: linear.shape for key, linear in model.linears.items()} or {key: shape_of(m) for key, m in find_linears(model.body).items()}
+    out: Saved = {}
     for key, params in found.items():
-        linear = model.linears.get(key)
-        if linear is None:
+        if key not in shapes:
             raise FinloraError(f"adapter `{folder}` adapts `{key}`, which {model.name} does not have", "open it with the model it was trained on")
         own_config = _at(config, key, fields, folder)
-        _check_tensors(folder, key, params, linear, method, own_config)
+        _check_tensors(folder, key, params, shapes[key], method, own_config)
         # a copy: tensors of a mapped file lie as the file has them, and products of such rows round differently
-        params = {k: v.to(model.device, torch.float32, copy=True) for k, v in params.items()}
-        linear.attach(name, method, own_config, params)
-    model.route.active = name
-    for key, p in model.named_parameters():
-        if f".adapters.{name}." in key:
-            p.requires_grad_(False)
+        out[key] = method, own_config, {k: v.to(torch.float32, copy=True) for k, v in params.items()}
+    return out
 
 
 def read_config(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -235,9 +248,9 @@ def _at(config: Any, key: str, fields: dict[str, Any], folder: Path) -> Any:
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def _check_tensors(folder: Path, key: str, params: dict[str, torch.Tensor], linear: Linear, method: Method, config: Any) -> None:
+def _check_tensors(folder: Path, key: str, params: dict[str, torch.Tensor], shape: tuple[int, int], method: Method, config: Any) -> None:
     """A linear's tensors are all there, of the right shape, and numbers."""
-    O, I = linear.shape
+    O, I = shape
     if method.peft and (lost := sorted(method.peft.names[p] for p in method.peft.names.keys() - params.keys())):
         raise FinloraError(f"adapter `{folder}` holds no `{lost[0]}` for {key}", "the file was cut short or edited: save it again")
     wanted = {"A": (config.rank, I), "B": (O, config.rank), "m": (O,)} if hasattr(config, "rank") else {}
@@ -252,7 +265,8 @@ def _check_tensors(folder: Path, key: str, params: dict[str, torch.Tensor], line
 
 
 def train_adapter(model: Model, name: str = "default") -> None:
-    """Make an attached adapter trainable again."""
-    for key, p in model.named_parameters():
-        if f".adapters.{name}." in key:
-            p.requires_grad_(True)
+    """Make an attached adapter trainable again, but for what its method holds frozen."""
+    for linear in model.linears.values():
+        if name in linear.adapters:
+            for key, p in linear.adapters[name].items():
+                p.requires_grad_(key not in linear.how[name][0].frozen)

@@ -2,8 +2,8 @@
 
     y = adapt(x, x W^T) + b          W = decode(encode(W)), adapt = the identity or one of the named adapters
 
-Three records meet here and nowhere else: a `Codec` says how frozen numbers are kept, a `Method` says how a frozen base
-is adapted, and `Linear` joins one of each without knowing which. QLoRA (2305.14314) is `lora` over an `nf4` store. The
+The records of seam.py meet here and nowhere else: a `Codec` says how frozen numbers are kept, a `Method` says how a
+frozen base is adapted, and `Linear` joins one of each without knowing which. QLoRA (2305.14314) is `lora` over an `nf4` store. The
 usual way keeps the decoded weight alive from forward to backward; `Matmul` keeps only the store and decodes again.
 
 Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in), bias_O.
@@ -11,8 +11,7 @@ Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,81 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import FinloraError, unknown
+from .seam import (
+    EDIT,
+    Codec,
+    Method,
+    Peft,
+    Place,
+    Stats,
+    check_finite,
+    check_over,
+    check_stats,
+    edited,
+    nothing,
+    ones,
+    over_original,
+)
 
-
-@dataclass(frozen=True)
-class Codec:
-    """How frozen numbers are kept. `config` is a frozen dataclass that checks itself.
-
-    encode(cfg, W_OI, stats=None) -> dict[str, Tensor]; raises FinloraError on non-finite weights.
-    decode(cfg, tensors, shape, dtype) -> W_OI of that dtype, rounded once.
-    bits(cfg, shape, dtype=torch.float32) -> bits per weight with all metadata. `dtype` is the type a lossless codec
-    keeps. lossless: decode returns what encode was given; its store keeps the compute dtype.
-    """
-
-    name: str
-    config: type
-    encode: Callable[..., dict[str, Tensor]]
-    decode: Callable[..., Tensor]
-    bits: Callable[..., float]
-    lossless: bool
-
-
-def ones(cfg: Any, params: dict[str, Tensor]) -> dict[str, float]:
-    """Learning-rate multipliers of a method that treats all its parameters alike."""
-    return {name: 1.0 for name in params}
-
-
-@dataclass(frozen=True)
-class Peft:
-    """How PEFT's adapter folder holds a method.
-
-    config(cfg) -> the fields of adapter_config.json that are the method's own. names: parameter -> PEFT's key suffix.
-    read(fields) -> the method's config where adapter_config.json describes this method, else None.
-    """
-
-    config: Callable[[Any], dict[str, Any]]
-    names: dict[str, str]
-    read: Callable[[dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a frozen base is adapted. `config` is a frozen dataclass that checks itself.
-
-    init(cfg, W_OI, roundtrip, stats, generator) -> (params, W_OI | None): fp32 parameters; a W given back is what gets
-    encoded instead. roundtrip(W) is W as the store will give it back.
-    apply(cfg, params, x, y0, base) -> y: y0 = x W^T without bias; base is the `Store`; params are masters of any float
-    type, to be computed with in x's.
-    merge(cfg, params, W_OI) -> W_OI with the adapter folded in, in W's dtype. Its gradient is that of `apply`.
-    groups(cfg, params) -> {parameter: learning-rate multiplier}.
-    refresh(cfg, params, W_OI, step, generator) -> (params, W_OI), or None.
-    to_lora(cfg, params) -> (A_RI, B_OR, scale), exactly the same map as plain LoRA; the slot is None where there is none.
-    trains_base: the params hold the weight itself as "W" and the linear keeps no store.
-    peft: how PEFT's adapter folder holds it, or None where PEFT has no such method.
-    """
-
-    name: str
-    config: type
-    init: Callable[..., tuple[dict[str, Tensor], Tensor | None]]
-    apply: Callable[..., Tensor]
-    merge: Callable[..., Tensor]
-    groups: Callable[..., dict[str, float]] = ones
-    refresh: Callable | None = None
-    to_lora: Callable | None = None
-    trains_base: bool = False
-    peft: Peft | None = None
-
-
-def check_finite(W_OI: Tensor) -> None:
-    """Raises FinloraError when a weight holds NaN or infinity, which no codec can keep."""
-    # min and max carry NaN and infinity through, and unlike isfinite() need no second tensor of W's size
-    if W_OI.numel() and not all(torch.isfinite(v) for v in torch.aminmax(W_OI)):
-        bad = int((~torch.isfinite(W_OI)).sum())
-        raise FinloraError(
-            f"a weight of shape {tuple(W_OI.shape)} holds {bad} value(s) that are NaN or infinite",
-            "the checkpoint is damaged or was saved after training diverged",
-        )
+__all__ = [
+    "EDIT", "Codec", "Linear", "Matmul", "Method", "Peft", "Place", "Route", "Stats", "Store", "build", "check_finite",
+    "edited", "nothing", "ones", "over_original",
+]  # fmt: skip
 
 
 class Matmul(torch.autograd.Function):
@@ -123,7 +67,9 @@ class Store(nn.Module):
     Raises: FinloraError when W is no matrix of floats or not finite.
     """
 
-    def __init__(self, codec: Codec, cfg: Any, W_OI: Tensor, dtype: torch.dtype | None = None, stats: Any = None):
+    def __init__(
+        self, codec: Codec, cfg: Any, W_OI: Tensor, dtype: torch.dtype | None = None, stats: Stats | None = None
+    ):
         super().__init__()
         if W_OI.dim() != 2 or not W_OI.is_floating_point() or not W_OI.numel():
             raise FinloraError(
@@ -138,7 +84,7 @@ class Store(nn.Module):
         self.put(W_OI, stats)
 
     @torch.no_grad()
-    def put(self, W_OI: Tensor, stats: Any = None) -> None:
+    def put(self, W_OI: Tensor, stats: Stats | None = None) -> None:
         """Replace the stored weight. W_OI: same shape as before. stats: what the codec may calibrate with."""
         assert tuple(W_OI.shape) == self.shape, (tuple(W_OI.shape), self.shape)
         if self.codec.lossless:
@@ -232,20 +178,22 @@ class Linear(nn.Module):
             kept = bias.detach() if store is None else bias.detach().to(store.dtype)
             self.bias = nn.Parameter(kept, requires_grad=False)
 
-    def attach(self, name: str, method: Method, cfg: Any, params: dict[str, Tensor], edits: bool = False) -> None:
+    def attach(self, name: str, method: Method, cfg: Any, params: dict[str, Tensor]) -> None:
         """Add an adapter whose parameters exist already (see `adapt` to draw fresh ones).
 
-        edits: its base is not the original weight. The first adapter that a route hears of becomes the active one.
+        Parameters that edit the base (EDIT) speak of an edit that the store has had. The first adapter that a route hears
+        of becomes the active one.
         Raises: FinloraError on a name in use or unusable, and where an adapter needs the base for itself.
         """
         if name in self.adapters:
             raise FinloraError(f"this linear already has an adapter named `{name}`", "choose another name")
-        alone = edits or method.trains_base
+        alone = method.trains_base or EDIT[0] in params
         if self.sole is not None or (alone and self.adapters):
             raise self._owns_base(name, method)
         assert method.trains_base == (self.store is None), "a store belongs to every method but those that train the base"
+        held = {k: nn.Parameter(v.detach(), requires_grad=k not in method.frozen) for k, v in params.items()}
         try:
-            self.adapters[name] = nn.ParameterDict({k: nn.Parameter(v.detach()) for k, v in params.items()})
+            self.adapters[name] = nn.ParameterDict(held)
         except KeyError as problem:
             raise FinloraError(f"`{name}` cannot name an adapter", "use letters, digits, `-` and `_`") from problem
         self.how[name] = (method, cfg)
@@ -256,7 +204,15 @@ class Linear(nn.Module):
             self.route.active = name
         self.route.known.add(name)
 
-    def adapt(self, name: str, method: Method, cfg: Any, generator: torch.Generator | None = None, stats: Any = None):
+    def adapt(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        generator: torch.Generator | None = None,
+        stats: Stats | None = None,
+        largest: tuple[int, int] | None = None,
+    ) -> None:
         """Draw fresh parameters over the base as it is stored, and attach them as `name`.
 
         Raises: FinloraError as `attach` does, and when the method would have to edit the base.
@@ -264,14 +220,50 @@ class Linear(nn.Module):
         store = self.store
         if store is None or method.trains_base:
             raise self._owns_base(name, method)
+        params = method.init(cfg, store.dense(torch.float32), self._place(generator, stats, largest))
+        if EDIT[0] in params:
+            raise self._owns_base(name, method)
+        self.attach(name, method, cfg, params)
+
+    @torch.no_grad()
+    def refresh(self, name: str, step: int, total: int, generator: torch.Generator | None = None) -> set[str]:
+        """Let the method of adapter `name` renew its parameters after `step` of `total`; the function stays what it was.
+
+        Returns the trained parameters that are new, whose optimiser state is of no more use; empty when it was not time.
+        """
+        method, cfg = self.how[name]
+        if method.refresh is None:
+            return set()
+        held, store = self.adapters[name], self.store
+        assert store is not None
+        before = {key: p.detach() for key, p in held.items()}
+        after = method.refresh(cfg, before, store.dense(torch.float32), self._place(generator), step, total)
+        if after is None:
+            return set()
+        assert after.keys() == before.keys(), (after.keys(), before.keys())
+        if EDIT[0] in after:
+            A, B = (after[key] for key in EDIT)
+            old = before[EDIT[0]].shape[0]
+            assert torch.equal(A[:old], before[EDIT[0]]) and torch.equal(B[:, :old], before[EDIT[1]]), "EDIT was rewritten"
+            if A.shape[0] > old:
+                store.put(store.dense(store.dtype) + (B[:, old:] @ A[old:]).to(store.dtype))
+        renewed = set()
+        for key, value in after.items():
+            if key in method.frozen:
+                held[key] = nn.Parameter(value.detach(), requires_grad=False)
+            elif not torch.equal(held[key], value):
+                held[key].copy_(value)  # in place: the optimiser knows the parameter by its identity
+                renewed.add(key)
+        return renewed
+
+    def _place(self, generator=None, stats=None, largest=None) -> Place:
+        store = self.store
+        assert store is not None
 
         def roundtrip(W: Tensor) -> Tensor:
             return Store(store.codec, store.cfg, W, store.dtype, stats).dense(torch.float32)
 
-        params, edited = method.init(cfg, store.dense(torch.float32), roundtrip, stats, generator)
-        if edited is not None:
-            raise self._owns_base(name, method)
-        self.attach(name, method, cfg, params)
+        return Place(roundtrip, store.codec.lossless, stats, generator, largest or self.shape)
 
     def _owns_base(self, name: str, method: Method) -> FinloraError:
         owner = f"adapter `{self.sole}`" if self.sole is not None else f"method `{method.name}`"
@@ -335,36 +327,43 @@ def build(
     codec_config: Any,
     method: Method | None = None,
     method_config: Any = None,
+    params: dict[str, Tensor] | None = None,
     name: str = "default",
     generator: torch.Generator | None = None,
-    stats: Any = None,
+    stats: Stats | None = None,
+    largest: tuple[int, int] | None = None,
     dtype: torch.dtype,
     route: Route,
 ) -> Linear:
     """A Linear from a full-precision weight in one motion: `method.init`, then `codec.encode`, once.
 
     Quantising first and adapting afterwards pays twice (PiSSA over a quantised base: 12.9% output error against 9.2%).
-    W_OI, bias_O: any float dtype, left unchanged; a lossless store shares W's memory where it can. dtype: the compute
-    dtype. generator: on any device; draws are the same on all. stats: second moments of the input, where needed.
-    Raises: FinloraError on a rank above the layer, a non-finite weight, or a lossy codec under a method that trains W.
+    W_OI, bias_O: any float dtype, left unchanged; a lossless store shares W's memory where it can. params: those of a
+    saved adapter, in place of fresh ones. dtype: the compute dtype. generator: on any device; draws are the same on all.
+    stats: what calibration saw, where method or codec need it. largest: as in `Place`, by default this linear's shape.
+    Raises: FinloraError on a rank above the layer, a non-finite weight, a codec under which the method cannot be exact,
+    or missing stats.
     """
     W_OI = W_OI.detach()
     shape = (W_OI.shape[0], W_OI.shape[-1])
     if method is None:
         return Linear(Store(codec, codec_config, W_OI, dtype, stats), bias, route, shape)
-    if method.trains_base and not codec.lossless:
-        raise FinloraError(
-            f"method `{method.name}` trains the weights themselves, which codec `{codec.name}` would round away",
-            "use a lossless codec, or a method that adapts a frozen base",
-        )
+    check_over(method, codec)
 
     def roundtrip(W: Tensor) -> Tensor:
         return Store(codec, codec_config, W, dtype, stats).dense(torch.float32)
 
     check_finite(W_OI)
-    params, edited = method.init(method_config, W_OI.float(), roundtrip, stats, generator)
-    base = W_OI if edited is None else edited
-    store = None if method.trains_base else Store(codec, codec_config, base, dtype, stats)
+    if params is None:
+        check_stats(method.name, method.needs(method_config), stats)
+        place = Place(roundtrip, codec.lossless, stats, generator, largest or shape)
+        params = method.init(method_config, W_OI.float(), place)
+    store = None
+    if not method.trains_base:
+        # a base that is edited again and again is kept in fp32: bf16 would lose edits smaller than its step
+        again = method.refresh is not None and EDIT[0] in params and codec.lossless
+        kept = torch.promote_types(dtype, torch.float32) if again else dtype
+        store = Store(codec, codec_config, edited(W_OI, params), kept, stats)
     linear = Linear(store, bias, route, shape)
-    linear.attach(name, method, method_config, params, edits=edited is not None)
+    linear.attach(name, method, method_config, params)
     return linear

@@ -4,9 +4,7 @@ A model is split where memory asks for it: `hidden(model, batch)` gives the last
 the output layer, so that logits are never formed whole.  Packed rows go through transformers' attention interface under
 the name "finlora"; nothing of transformers is patched.
 
-Linears are chosen by a rule: `all-linear` (every linear but the output head, as in QLoRA), a list of names
-("q_proj", "mlp.down_proj"), or a regular expression ("re:layers\\.[0-3]\\..*").  GPT-2's Conv1D, which keeps (in, out), is
-turned round on its way in.  All linears take the codec; those that the rule names take the method.
+Which linears are adapted, and how, is wiring.py's business.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,16 @@ from torch import nn
 from . import attention as packed
 from .data import Batch
 from .errors import FinloraError, unknown
-from .linear import Linear, Route, build
+from .linear import Linear, Route, Stats
 from .loss import Head
 from .registry import pick
+from .wiring import bits_per_weight, find_linears, matches, rewire
+
+__all__ = [
+    "BASE", "Model", "Unserved", "autocast", "bits_per_weight", "compile_body", "device_of", "dtype_of", "find_linears",
+    "head", "hidden", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "packed_hidden", "recompute",
+    "rewire", "save", "wrap_tokenizer",
+]  # fmt: skip
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 BASE = "finlora/base"
@@ -110,6 +114,9 @@ def open_model(
     method: str | None = None,
     method_config: Any = None,
     targets: str | Sequence[str] = "all-linear",
+    patterns: Mapping[str, Mapping[str, Any]] | None = None,
+    also: Sequence[str] = (),
+    stats: Mapping[str, Stats] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -120,6 +127,7 @@ def open_model(
 
     name: `finlora/base` (embedded), a local Hugging Face folder, or a hub id (only with `online=True`).
     codec: None is `none`, or with `adapter` the codec that the adapter was trained over.
+    targets, patterns, also, stats: as `rewire` takes them.
     adapter: a folder that finlora or PEFT saved; it brings its own method.
     Raises: FinloraError for a folder that is no model, pickled weights, a hub id while offline, a device that is not here.
     """
@@ -128,16 +136,19 @@ def open_model(
     body, tokenizer = _load(where, kind, online)
     model = Model(body.to(dev), tokenizer, name, kind)
     if adapter is not None:
-        from .adapters import attach_adapter, trained_over
+        from .adapters import adapter_tensors, trained_over
 
         if codec is None:
             options = trained_over(adapter)
             codec = options.pop("kind")
             codec_config = pick("codec", codec).config(**options)
-        rewire(model, codec=codec, codec_config=codec_config, seed=seed)
-        attach_adapter(model, adapter)
+        rewire(model, codec=codec, codec_config=codec_config, seed=seed, stats=stats, saved=adapter_tensors(model, adapter))
+        model.requires_grad_(False)
     elif method is not None or codec is not None:
-        rewire(model, codec=codec or "none", codec_config=codec_config, method=method, method_config=method_config, targets=targets, seed=seed)
+        rewire(
+            model, codec=codec or "none", codec_config=codec_config, method=method, method_config=method_config, targets=targets,
+            patterns=patterns, also=also, seed=seed, stats=stats,
+        )  # fmt: skip
     else:
         model.requires_grad_(False)
     return model.eval()
@@ -286,91 +297,6 @@ def _write(model: Model, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-# -- linears ---------------------------------------------------------------------------------------------------------
-
-
-def find_linears(body: nn.Module) -> dict[str, nn.Module]:
-    """Every nn.Linear and Conv1D of the body by name, but the output head and whatever shares an embedding's weight."""
-    shared = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding)}
-    head_module = body.get_output_embeddings()
-    return {
-        name: module
-        for name, module in body.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-        and module is not head_module
-        and id(module.weight) not in shared
-    }
-
-
-def matches(name: str, rule: str | Sequence[str]) -> bool:
-    """Whether a linear's name is named by the rule."""
-    rules = [rule] if isinstance(rule, str) else list(rule)
-    for r in rules:
-        if r == "all-linear" or (r.startswith("re:") and re.fullmatch(r[3:], name)):
-            return True
-        if not r.startswith("re:") and (name == r or name.endswith("." + r)):
-            return True
-    return False
-
-
-def rewire(
-    model: Model,
-    *,
-    codec: str = "none",
-    codec_config: Any = None,
-    method: str | None = None,
-    method_config: Any = None,
-    targets: str | Sequence[str] = "all-linear",
-    seed: int = 0,
-    stats: dict[str, Any] | None = None,
-) -> Model:
-    """Put the model's linears on the seam, in place, one at a time, and freeze what the method does not train.
-
-    Each adapter is drawn from its own generator, seeded by (seed, name of the linear), so that neither the order of the
-    linears nor what was drawn before can change it.
-    Raises: FinloraError where the targets match no linear.
-    """
-    c, m = pick("codec", codec), pick("method", method) if method else None
-    codec_config = c.config() if codec_config is None else codec_config
-    method_config = (m.config() if m else None) if method_config is None else method_config
-    found = find_linears(model.body)
-    chosen = {name for name in found if matches(name, targets)}
-    if m and not chosen:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
-        raise FinloraError(f"method.targets: `{targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
-    if m and m.trains_base and not c.lossless:
-        raise FinloraError(f"method `{m.name}` trains the base itself and cannot do so over the lossy codec `{c.name}`", "write codec.kind = \"none\", or choose an adapter method such as lora")
-    if m and m.trains_base:
-        model.body.float()  # masters: an update smaller than bfloat16's step would be lost
-    model.requires_grad_(bool(m and m.trains_base))
-    for name in list(found):
-        module = found.pop(name)  # the old linear is freed as soon as the new one stands
-        W = module.weight.detach()
-        if type(module).__name__ == "Conv1D":
-            W = W.T.contiguous()
-            model.turned.add(name)
-        try:
-            linear = build(
-                W,
-                None if module.bias is None else module.bias.detach(),
-                codec=c,
-                codec_config=codec_config,
-                method=m if name in chosen else None,
-                method_config=method_config if name in chosen else None,
-                generator=torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63),
-                stats=None if stats is None else stats.get(name),
-                dtype=model.dtype,
-                route=model.route,
-            )
-        except FinloraError as error:
-            raise FinloraError(f"{name}: {error.message}", error.hint) from error
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.body.get_submodule(parent), leaf, linear.to(model.device))
-        model.linears[name] = linear
-    model.route.active = "default" if m else None
-    return model
-
-
 # -- forward ---------------------------------------------------------------------------------------------------------
 
 
@@ -442,14 +368,3 @@ def compile_body(model: Model) -> None:
     """Compile the body for rows of one document (pretraining); packed rows keep the eager body."""
     # Not by plain assignment, which would register the compiled body as a second submodule.
     model.__dict__["compiled"] = torch.compile(model.body.base_model, dynamic=False)
-
-
-def bits_per_weight(model: Model) -> float:
-    """Stored bits per weight over the linears (not head, embeddings, norms or adapters), with all metadata."""
-    total = bits = 0
-    for module in list(model.linears.values()) or list(find_linears(model.body).values()):
-        n = module.weight.numel() if not isinstance(module, Linear) else module.shape[0] * module.shape[1]
-        kept = getattr(module, "store", None)
-        bits += 8 * kept.nbytes() if kept is not None else n * 8 * model.dtype.itemsize
-        total += n
-    return bits / total

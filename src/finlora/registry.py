@@ -17,6 +17,7 @@ from .errors import FinloraError, unknown
 FAMILIES = {  # kind -> (folder, the name under which each file exports its record)
     "codec": ("codecs", "CODEC"),
     "method": ("methods", "METHOD"),
+    "optimizer": ("optimizers", "OPTIMIZER"),
     "task": ("tasks", "TASK"),
 }
 

@@ -24,7 +24,7 @@ from .errors import FinloraError, Problems, unknown
 from .fields import Text, bare, fields_of, read_fields, setting, to_key, to_toml
 
 DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
-TARGETS = "`all-linear`, a list of layer names, or `re:` and a regular expression of full names"
+TARGETS = "`all-linear`, `attention`, `mlp`, a list of layer names, or `re:` and a regular expression of full names"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,28 @@ class MethodPart(Part):
     family: ClassVar[str] = "method"
     kind: str = setting("lora", "the method's name", filled=True)
     targets: str | tuple[str, ...] = setting("all-linear", f"the layers that are adapted: {TARGETS}", filled=True)
+    patterns: dict[str, Any] = setting(
+        {}, "settings that differ by layer, the first rule that names it counts: {attention = {rank = 4}, 're:.*down_proj' = {rank = 16}}"
+    )
+    also: tuple[str, ...] = setting(
+        (), "trained whole beside the adapter", choices=("embeddings", "head")
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerPart(Part):
+    """[optimizer]: what turns gradients into steps. `finlora list optimizers` shows the kinds."""
+
+    family: ClassVar[str] = "optimizer"
+    kind: str = setting("adamw", "the optimiser's name", filled=True)
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """[calibrate]: a look at the training examples before training, for the methods and codecs that begin from one."""
+
+    examples: int = setting(64, "training examples looked at", low=1)
+    codec: str = setting("none", "how the base is kept meanwhile; a lossy codec saves memory on a large base", filled=True)
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,8 @@ class Spec:
     model: Model = field(default_factory=Model)
     codec: CodecPart = field(default_factory=CodecPart)
     method: MethodPart = field(default_factory=MethodPart)
+    optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    calibrate: Calibrate = field(default_factory=Calibrate)
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -193,7 +217,7 @@ class Spec:
 
 SECTIONS: dict[str, type] = {
     "run": Run, "model": Model, "codec": CodecPart, "method": MethodPart,
-    "data": Data, "train": Train, "evaluate": Evaluate, "log": Log,
+    "optimizer": OptimizerPart, "calibrate": Calibrate, "data": Data, "train": Train, "evaluate": Evaluate, "log": Log,
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     model = models.open_model(
         spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
-        seed=spec.run.seed, online=spec.model.online, adapter=spec.model.adapter or None,
+        patterns=spec.method.patterns, also=spec.method.also, seed=spec.run.seed, online=spec.model.online, adapter=spec.model.adapter or None,
     )  # fmt: skip
     if spec.model.adapter:
         adapters.train_adapter(model)

@@ -51,19 +51,18 @@ def norm_over_columns(W, A, B, s):
     return torch.linalg.vector_norm(W + s * (B @ A).to(W.dtype), dim=0).detach()
 
 
-def random_B(cfg, W, roundtrip, stats=None, generator=None):
-    params, edited = lora.init(cfg, W, roundtrip, stats, generator)
-    return {**params, "B": 0.1 * torch.randn(params["B"].shape, generator=generator)}, edited
+def random_B(cfg, W, place):
+    params = lora.init(cfg, W, place)
+    return {**params, "B": 0.1 * torch.randn(params["B"].shape, generator=place.generator)}
 
 
-def unseeded(cfg, W, roundtrip, stats=None, generator=None):
-    return lora.init(cfg, W, roundtrip, stats, None)
+def unseeded(cfg, W, place):
+    return lora.init(cfg, W, replace(place, generator=None))
 
 
-def length_of_the_original(cfg, W, roundtrip, stats=None, generator=None):
+def length_of_the_original(cfg, W, place):
     """DoRA's m taken from the weight before quantisation."""
-    params, edited = dora.init(cfg, W, lambda W: W, stats, generator)
-    return params, edited
+    return dora.init(cfg, W, replace(place, roundtrip=lambda W: W))
 
 
 def swapped(cfg, tensors, shape, dtype):

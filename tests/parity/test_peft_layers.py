@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from finlora.linear import Linear, Route, Store
+from finlora.linear import Linear, Place, Route, Store
 from finlora.registry import pick
 
 O, I, R = 48, 80, 6
@@ -44,7 +44,7 @@ def both(peft, kind: str, method: str, **extra):
     layer = model.base_model.model.lin
     record, none = pick("method", method), pick("codec", "none")
     config = record.config(rank=R, alpha=9)
-    start, _ = record.init(config, W, lambda W: W, None, None)
+    start = record.init(config, W, Place(lambda W: W))
     if "m" in start:  # PEFT's magnitude starts where ours does
         assert torch.allclose(start["m"], layer.lora_magnitude_vector["default"].weight, rtol=1e-6)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_the_start_is_drawn_from_the_same_distribution(peft):
     layer = peft.get_peft_model(Body("Linear"), peft.LoraConfig(r=R, target_modules=["lin"])).base_model.model.lin
     record = pick("method", "lora")
     torch.manual_seed(1)
-    params, _ = record.init(record.config(rank=R), torch.zeros(O, I), None, None, None)
+    params = record.init(record.config(rank=R), torch.zeros(O, I), Place(lambda W: W))
     for A in (layer.lora_A["default"].weight, params["A"]):
         assert A.shape == (R, I) and A.abs().max() <= I**-0.5
         assert float(A.detach().std()) == pytest.approx((3 * I) ** -0.5, rel=0.1)

@@ -55,4 +55,4 @@ def bits(cfg: Int8, shape: tuple[int, int], dtype: torch.dtype = torch.float32) 
     return 8.0 + 32.0 / shape[1]
 
 
-CODEC = Codec("int8", Int8, encode, decode, bits, lossless=False)
+CODEC = Codec("int8", Int8, encode, decode, bits, lossless=False, paper="2208.07339")

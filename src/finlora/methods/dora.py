@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear import Method, Peft
+from ..linear import Method, Peft, Place
 from . import lora
 
 
@@ -31,11 +31,11 @@ class DoRA(lora.LoRA):
     """rank: inner width. alpha: strength; the product is scaled by alpha / rank. dropout: on the adapter's input."""
 
 
-def init(cfg: DoRA, W_OI: Tensor, roundtrip, stats=None, generator: torch.Generator | None = None):
+def init(cfg: DoRA, W_OI: Tensor, place: Place) -> dict[str, Tensor]:
     """LoRA's A and B, and m = |W| of the weight as the store gives it back, so that training starts at the base."""
-    params, _ = lora.init(cfg, W_OI, roundtrip, stats, generator)
-    kept = roundtrip(W_OI).float()
-    return {**params, "m": norm(kept, params["A"], params["B"], lora.scale(cfg))}, None
+    params = lora.init(cfg, W_OI, place)
+    kept = place.roundtrip(W_OI).float()
+    return {**params, "m": norm(kept, params["A"], params["B"], lora.scale(cfg))}
 
 
 @torch.no_grad()
@@ -68,4 +68,4 @@ PEFT = Peft(
     {**lora.PEFT_NAMES, "m": "lora_magnitude_vector"},
     partial(lora.from_peft, config=DoRA, use_dora=True),
 )
-METHOD = Method("dora", DoRA, init, apply, merge, peft=PEFT)
+METHOD = Method("dora", DoRA, init, apply, merge, peft=PEFT, paper="2402.09353")

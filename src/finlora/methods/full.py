@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear import Method
+from ..linear import Method, Place
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Full:
     """Nothing to choose."""
 
 
-def init(cfg: Full, W_OI: Tensor, roundtrip, stats=None, generator: torch.Generator | None = None):
-    """({"W": fp32 copy of W_OI}, None)."""
-    return {"W": W_OI.detach().to(torch.float32, copy=True).contiguous()}, None
+def init(cfg: Full, W_OI: Tensor, place: Place) -> dict[str, Tensor]:
+    """{"W": fp32 copy of W_OI}."""
+    return {"W": W_OI.detach().to(torch.float32, copy=True).contiguous()}
 
 
 def apply(cfg: Full, params, x: Tensor, y0, base) -> Tensor:

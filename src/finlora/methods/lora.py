@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FinloraError
-from ..linear import Method, Peft
+from ..linear import Method, Peft, Place
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,24 @@ def scale(cfg: LoRA) -> float:
     return cfg.alpha / cfg.rank
 
 
-def init(cfg: LoRA, W_OI: Tensor, roundtrip, stats=None, generator: torch.Generator | None = None):
-    """({"A": (R, I), "B": (O, R)}, None), fp32 on W's device.
+def init(cfg: LoRA, W_OI: Tensor, place: Place) -> dict[str, Tensor]:
+    """{"A": (R, I), "B": (O, R)}, fp32 on W's device.
 
     Drawn where the generator lives, so that a seed gives the same numbers on every device.
     Raises: FinloraError when the rank exceeds the layer.
     """
     O, I = W_OI.shape
-    if cfg.rank > min(O, I):
-        raise FinloraError(
-            f"rank {cfg.rank} is above the layer, whose weight is {O} x {I}", f"use a rank of at most {min(O, I)}"
-        )
-    device = generator.device if generator is not None else "cpu"
+    check_rank(cfg.rank, O, I)
+    device = place.generator.device if place.generator is not None else "cpu"
     A = torch.empty(cfg.rank, I, dtype=torch.float32, device=device)
-    nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
-    return {"A": A.to(W_OI.device), "B": torch.zeros(O, cfg.rank, device=W_OI.device)}, None
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=place.generator)
+    return {"A": A.to(W_OI.device), "B": torch.zeros(O, cfg.rank, device=W_OI.device)}
+
+
+def check_rank(rank: int, O: int, I: int) -> None:
+    """Raises: FinloraError when the rank exceeds the layer."""
+    if rank > min(O, I):
+        raise FinloraError(f"rank {rank} is above the layer, whose weight is {O} x {I}", f"use a rank of at most {min(O, I)}")
 
 
 def add_product(params, x: Tensor, y0: Tensor, factor: float) -> Tensor:
@@ -106,4 +109,5 @@ def from_peft(fields: dict[str, Any], config: type = LoRA, **flags: bool) -> LoR
     return config(rank=fields["r"], alpha=float(fields["lora_alpha"]), dropout=float(fields.get("lora_dropout") or 0.0))
 
 
-METHOD = Method("lora", LoRA, init, apply, merge, to_lora=to_lora, peft=Peft(to_peft, PEFT_NAMES, from_peft))
+PEFT = Peft(to_peft, PEFT_NAMES, from_peft)
+METHOD = Method("lora", LoRA, init, apply, merge, to_lora=to_lora, peft=PEFT, paper="2106.09685")

@@ -37,4 +37,4 @@ def groups(cfg: LoRAPlus, params) -> dict[str, float]:
 
 # PEFT holds it as plain LoRA (the ratio is the optimiser's), so a folder of PEFT's is never read as this method.
 PEFT = replace(lora.METHOD.peft, read=lambda fields: None)
-METHOD = replace(lora.METHOD, name="lora_plus", config=LoRAPlus, groups=groups, peft=PEFT)
+METHOD = replace(lora.METHOD, name="lora_plus", config=LoRAPlus, groups=groups, peft=PEFT, paper="2402.12354")

@@ -45,4 +45,4 @@ def to_lora(cfg: RsLoRA, params) -> tuple[Tensor, Tensor, float]:
 
 
 PEFT = Peft(partial(to_peft, use_rslora=True), PEFT_NAMES, partial(from_peft, config=RsLoRA, use_rslora=True))
-METHOD = Method("rslora", RsLoRA, init, apply, merge, to_lora=to_lora, peft=PEFT)
+METHOD = Method("rslora", RsLoRA, init, apply, merge, to_lora=to_lora, peft=PEFT, paper="2312.03732")

@@ -1,0 +1,1 @@
+"""Optimisers: what turns gradients into steps. One file each; the file name is the name."""

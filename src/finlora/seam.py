@@ -1,0 +1,201 @@
+"""The seam's records: what a codec, a method, and PEFT's form of a method are, and what they may know of each other.
+
+A `Codec` says how frozen numbers are kept; a `Method` says how a frozen base is adapted. Members are one file each under
+codecs/ and methods/; `linear.py` joins one of each. A slot is here because two members need it and a law checks it.
+
+Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import FinloraError
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What calibration saw of one linear, for the codecs and methods that ask for it (their `needs`).
+
+    moment_II: E[x x^T] over the calibration tokens, fp32. grad_OI: dL/dW of the mean loss, fp32. tokens: how many.
+    """
+
+    moment_II: Tensor | None = None
+    grad_OI: Tensor | None = None
+    tokens: int = 0
+
+
+def nothing(cfg: Any) -> tuple[str, ...]:
+    """`needs` of a member that no calibration serves; others name fields of `Stats`."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How frozen numbers are kept. `config` is a frozen dataclass that checks itself.
+
+    encode(cfg, W_OI, stats=None) -> dict[str, Tensor]; raises FinloraError on non-finite weights.
+    decode(cfg, tensors, shape, dtype) -> W_OI of that dtype, rounded once.
+    bits(cfg, shape, dtype=torch.float32) -> bits per weight with all metadata. `dtype` is the type a lossless codec
+    keeps. lossless: decode returns what encode was given; its store keeps the compute dtype.
+    paper: where it is from (arXiv number or the specification). needs(cfg) -> the fields of `Stats` that encode uses.
+    """
+
+    name: str
+    config: type
+    encode: Callable[..., dict[str, Tensor]]
+    decode: Callable[..., Tensor]
+    bits: Callable[..., float]
+    lossless: bool
+    paper: str = ""
+    needs: Callable[[Any], tuple[str, ...]] = nothing
+
+
+def ones(cfg: Any, params: dict[str, Tensor]) -> dict[str, float]:
+    """Learning-rate multipliers of a method that treats all its parameters alike."""
+    return {name: 1.0 for name in params}
+
+
+@dataclass(frozen=True)
+class Peft:
+    """How PEFT's adapter folder holds a method.
+
+    config(cfg) -> the fields of adapter_config.json that are the method's own. names: parameter -> PEFT's key suffix.
+    read(fields) -> the method's config where adapter_config.json describes this method, else None. A parameter that
+    `names` lacks is kept under our own name, which PEFT ignores. shared: parameter -> PEFT's key for a tensor that all
+    linears share; each linear has its leading corner of it.
+    """
+
+    config: Callable[[Any], dict[str, Any]]
+    names: dict[str, str]
+    read: Callable[[dict[str, Any]], Any]
+    shared: dict[str, str] = field(default_factory=dict)
+
+
+# Frozen factors of what a method took from the weight (or added to it) before it was stored:
+#     stored weight = codec(W + B_base A_base)
+# A method that edits its base says so by these two parameters and by nothing else. They make the edit reproducible from
+# the original weight, and the adapter exact over the original as plain LoRA (`over_original`).
+EDIT = ("A_base", "B_base")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a method may know of its linear beside the weight.
+
+    roundtrip(W_OI) -> W as the store will give it back, fp32. lossless: whether that is W. stats: what calibration saw.
+    generator: the source of draws. largest: (out, in), each the largest among the linears that are adapted together.
+    """
+
+    roundtrip: Callable[[Tensor], Tensor]
+    lossless: bool = True
+    stats: Stats | None = None
+    generator: torch.Generator | None = None
+    largest: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a frozen base is adapted. `config` is a frozen dataclass that checks itself.
+
+    init(cfg, W_OI, place) -> fp32 parameters on W's device. With A_base and B_base among them the base is edited (EDIT).
+    apply(cfg, params, x, y0, base) -> y: y0 = x W^T without bias; base is the `Store`; params are masters of any float
+    type, to be computed with in x's.
+    merge(cfg, params, W_OI) -> W_OI, the stored weight with the adapter folded in, in W's dtype. Its gradient is that of
+    `apply`.
+    groups(cfg, params) -> {parameter: learning-rate multiplier}.
+    refresh(cfg, params, W_OI, place, step, total) -> new parameters after `step` of `total` steps, or None when it is not
+    time; W_OI is the stored weight. Trained parameters keep their shapes; EDIT may only grow at its end.
+    to_lora(cfg, params) -> (A_RI, B_OR, scale), exactly the same map over the stored weight as plain LoRA; the slot is
+    None where there is none.
+    trains_base: the params hold the weight itself as "W" and the linear keeps no store.
+    peft: how PEFT's adapter folder holds it, or None where PEFT has no such method.
+    paper: arXiv number. frozen: parameters that do not train. undecayed: those that weight decay spares, because they
+    carry pretrained weight. needs(cfg) -> the fields of `Stats` that init uses. over: "any" store, or "lossless" alone.
+    plan(cfg, {linear: Stats}, {linear: shape}) -> {linear: cfg}, ranks shared out over the model, or None.
+    tend([(cfg, params)], step, total): called with every linear's parameters between backward and the optimiser's step;
+    it may change gradients and frozen parameters.
+    """
+
+    name: str
+    config: type
+    init: Callable[[Any, Tensor, Place], dict[str, Tensor]]
+    apply: Callable[..., Tensor]
+    merge: Callable[..., Tensor]
+    groups: Callable[..., dict[str, float]] = ones
+    refresh: Callable | None = None
+    to_lora: Callable | None = None
+    trains_base: bool = False
+    peft: Peft | None = None
+    paper: str = ""
+    frozen: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
+    needs: Callable[[Any], tuple[str, ...]] = nothing
+    over: str = "any"
+    plan: Callable | None = None
+    tend: Callable | None = None
+
+
+def edited(W_OI: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """The weight that is stored: W + B_base A_base, in fp32 (fp64 for fp64); W itself where the method edits nothing."""
+    if EDIT[0] not in params:
+        return W_OI
+    work = torch.float64 if W_OI.dtype == torch.float64 else torch.float32
+    A, B = (params[key].to(device=W_OI.device, dtype=work) for key in EDIT)
+    return torch.addmm(W_OI.to(work), B, A)
+
+
+def over_original(method: Method, cfg: Any, params: dict[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+    """(A_RI, B_OR, scale): the adapter as plain LoRA over the weight from before any edit; None where there is no such form.
+
+    An edited base costs the edit's rank: A = [A; A_base], B = [s B, B_base], scale 1. Exact over a lossless base; over a
+    lossy one the codec's own error, which the edit moved, stays out.
+    """
+    if method.to_lora is None:
+        return None
+    A, B, scale = method.to_lora(cfg, params)
+    if EDIT[0] not in params:
+        return A, B, scale
+    A_base, B_base = (params[key].to(device=A.device, dtype=A.dtype) for key in EDIT)
+    return torch.cat([A, A_base]), torch.cat([scale * B, B_base], 1), 1.0
+
+
+def check_finite(W_OI: Tensor) -> None:
+    """Raises FinloraError when a weight holds NaN or infinity, which no codec can keep."""
+    # min and max carry NaN and infinity through, and unlike isfinite() need no second tensor of W's size
+    if W_OI.numel() and not all(torch.isfinite(v) for v in torch.aminmax(W_OI)):
+        bad = int((~torch.isfinite(W_OI)).sum())
+        raise FinloraError(
+            f"a weight of shape {tuple(W_OI.shape)} holds {bad} value(s) that are NaN or infinite",
+            "the checkpoint is damaged or was saved after training diverged",
+        )
+
+
+def check_over(method: Method, codec: Codec) -> None:
+    """Raises: FinloraError when the method cannot stand over the codec."""
+    if codec.lossless or (method.over == "any" and not method.trains_base):
+        return
+    if method.trains_base:
+        raise FinloraError(
+            f"method `{method.name}` trains the weights themselves, which codec `{codec.name}` would round away",
+            "use a lossless codec, or a method that adapts a frozen base",
+        )
+    raise FinloraError(
+        f"method `{method.name}` is exact over a lossless base only, and codec `{codec.name}` is lossy",
+        'write codec.kind = "none", or choose another method',
+    )
+
+
+def check_stats(name: str, needs: tuple[str, ...], stats: Stats | None) -> None:
+    """Raises: FinloraError naming what calibration would have had to see."""
+    lost = [key for key in needs if getattr(stats, key, None) is None]
+    if lost:
+        raise FinloraError(
+            f"`{name}` starts from calibration and was given no {lost[0].split('_')[0]} of this linear",
+            "calibrate first: finlora.calibrate.collect, or finlora finetune, which does it by itself",
+        )
