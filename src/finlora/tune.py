@@ -24,8 +24,10 @@ from .text import Tokens
 from .train import fit
 
 
-def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
+def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict[str, Any]:
     """Tune spec.model on spec.data with spec.method over spec.codec, grade it, and return the receipt.
+
+    grade: False stops at the validation loss, for a search that must not see the test split.
 
     The run folder then holds adapter/ (PEFT's format; model/ for full fine-tuning), records/, log.jsonl and receipt.json.
     A run that was cut off goes on from its last checkpoint; one that has finished returns its receipt.
@@ -46,11 +48,14 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
             progress.note(f"{folder} is finished already; this is its receipt")
         return finished
     torch.manual_seed(spec.run.seed)
+    stats = calibrated(spec, progress)
     model = models.open_model(
         spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
-        patterns=spec.method.patterns, also=spec.method.also, seed=spec.run.seed, online=spec.model.online, adapter=spec.model.adapter or None,
+        patterns=spec.method.patterns, also=spec.method.also, stats=stats, seed=spec.run.seed, online=spec.model.online,
+        adapter=spec.model.adapter or None,
     )  # fmt: skip
+    del stats
     if spec.model.adapter:
         adapters.train_adapter(model)
     if spec.train.recompute:
@@ -65,7 +70,7 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})
     _save(model, method, folder)
-    results = evaluate.results(
+    results = {} if not grade else evaluate.results(
         model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
         limit=spec.evaluate.limit, max_new=spec.evaluate.max_new, batch_tokens=spec.evaluate.batch_tokens,
         template=told_data["template"], too_long=spec.data.too_long, folder=folder, progress=progress,
@@ -89,6 +94,30 @@ def finetune(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     )
     receipt.write(folder / "receipt.json", out)
     return out
+
+
+def calibrated(spec: specs.Spec, progress: Any = None) -> dict[str, Any] | None:
+    """What the first training examples show of each linear, where the method or the codec begins from it; else None.
+
+    The base is opened for it once more, kept by calibrate.codec, and closed again.
+    """
+    codec, codec_config = specs.resolve(spec.codec)
+    needs = set(codec.needs(codec_config))
+    if not spec.model.adapter:
+        method, method_config = specs.resolve(spec.method)
+        needs |= set(method.needs(method_config))
+    if not needs:
+        return None
+    from .calibrate import collect
+
+    if progress:
+        progress.note(f"calibrating on {spec.calibrate.examples} training examples")
+    model = models.open_model(
+        spec.model.name, codec=spec.calibrate.codec, device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online
+    )
+    tokens, _, _ = words(spec, model)
+    chosen = _first(tokens, spec.calibrate.examples, spec.run.seed)
+    return collect(model, chosen, sorted(needs), row_tokens=spec.data.row_tokens)
 
 
 def words(spec: specs.Spec, model: models.Model) -> tuple[list[Tokens], list[Tokens], dict[str, Any]]:

@@ -1,0 +1,187 @@
+"""Studies: planned as they run, resumed without a second run, extended by what is new, and told with paired intervals."""
+
+# ruff: noqa: F811 (fixtures are imported by name)
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_bad_input import disk, home, toy  # noqa: F401  (fixtures)
+
+from finlora import study
+from finlora.cli import main
+from finlora.errors import FinloraError, Problems
+from finlora.report.study import study_report
+
+STUDY = """
+name = "little"
+[base.model]
+name = "toy"
+[base.run]
+device = "cpu"
+dtype = "float32"
+[base.data]
+tasks = ["fpb"]
+dir = "data"
+validation = 0.3
+[base.train]
+steps = 2
+batch = 2
+[base.evaluate]
+ways = ["choose"]
+[grid]
+"method.kind" = ["lora", "dora", "full"]
+"codec.kind" = ["none", "nf4"]
+"run.seed" = [0, 1]
+[search]
+key = "train.lr"
+values = [1e-3, 1e-2]
+at = { "codec.kind" = "none", "run.seed" = 0 }
+[[rule]]
+when = { "method.kind" = "dora" }
+set = { "method.rank" = 2 }
+"""
+
+
+@pytest.fixture
+def file(home):
+    path = home / "study.toml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path
+
+
+def quick(made):
+    """A stand-in for a run that writes what a run writes; the real one is in test_from_end_to_end."""
+
+    def one(tree, grade):
+        from finlora import receipt, spec
+
+        s = spec.spec_from_dict(tree)
+        made.append(s)
+        sheet = receipt.new("finetune", "x", spec.as_dict(s))
+        # the loss is lowest at 1e-2 for every method but dora
+        low = 1e-3 if s.method.kind == "dora" else 1e-2
+        sheet.update(train={"val": [[1, abs(s.train.lr - low)]]}, results={})
+        receipt.write(Path(s.run.out) / "receipt.json", sheet)
+        return study._said(Path(s.run.out))
+
+    return one
+
+
+class Inline:
+    """A pool of processes without the processes."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, fn, *args):
+        from concurrent.futures import Future
+
+        future: Future = Future()
+        future.set_result(study.one(*args))
+        return future
+
+
+@pytest.fixture
+def inline(monkeypatch, home):
+    made: list = []
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(study, "one", quick(made))
+    return made
+
+
+def test_the_plan_is_what_is_run(file, inline, home):
+    little = study.load_study(file)
+    plan = study.plan(little)
+    assert plan["search"] == 3 * 2 and plan["runs"] == 2 * 2 * 2 + 2 and len(plan["refused"]) == 2
+    assert "full" in plan["refused"][0] and "nf4" in plan["refused"][0]
+    done = study.run(little, home / "runs")
+    assert len(inline) == plan["search"] + plan["runs"] == len(list((home / "runs").glob("*/*/receipt.json")))
+    assert {c["value"] for g, c in done["chosen"].items() if "dora" not in g} == {1e-2}
+    assert done["chosen"]["method dora"]["value"] == 1e-3
+    finals = [s for s in inline if "/runs/runs/" in s.run.out]
+    assert {s.train.lr for s in finals if s.method.kind == "dora"} == {1e-3}, "the chosen value is used over every codec and seed"
+    assert all(s.method.options == ({"rank": 2} if s.method.kind == "dora" else {}) for s in inline)
+
+
+def test_a_second_run_runs_nothing_and_a_longer_grid_only_what_is_new(file, inline, home):
+    study.run(study.load_study(file), home / "runs")
+    first = len(inline)
+    study.run(study.load_study(file), home / "runs")
+    assert len(inline) == first
+    file.write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"), encoding="utf-8")
+    study.run(study.load_study(file), home / "runs")
+    assert len(inline) - first == 2 * 2 + 1, "one seed more of each possible method and codec"
+
+
+def test_a_failed_run_is_told_and_stops_nothing(file, inline, home, monkeypatch):
+    good = study.one
+
+    def one(tree, grade):
+        if tree["method"]["kind"] == "dora" and tree["train"]["lr"] == 1e-3:
+            return {"run": "x", "error": "the loss exploded"}
+        return good(tree, grade)
+
+    monkeypatch.setattr(study, "one", one)
+    done = study.run(study.load_study(file), home / "runs")
+    assert done["chosen"]["method dora"]["value"] == 1e-2, "a value that failed is not chosen"
+    assert not done["failed"] and len(done["runs"]) == 10
+
+
+def test_from_end_to_end(file, home, capsys):
+    small = STUDY.replace('"lora", "dora", "full"', '"lora", "dora"').replace("values = [1e-3, 1e-2]", "values = [1e-3]")
+    file.write_text(small, encoding="utf-8")
+    assert main(["study", "plan", "study.toml"]) == 0
+    assert capsys.readouterr().out.startswith("2 runs to choose train.lr, 8 runs to grade")
+    assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
+    before = disk(home / "runs")
+    assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
+    assert disk(home / "runs") == before
+    assert main(["study", "report", "runs"]) == 0
+    said = json.loads((home / "runs" / "summary.json").read_text(encoding="utf-8"))
+    assert [t["setting"] for t in said["tables"]] == [{"codec.kind": "none"}, {"codec.kind": "nf4"}]
+    for table in said["tables"]:
+        by = {row["method"]: row for row in table["rows"]}
+        assert by["lora"]["seeds"] == 2 and "difference" not in by["lora"] and by["dora"]["difference"]["holm_p"] >= by["dora"]["difference"]["p"]
+    marks = json.loads((home / "runs" / "marks.json").read_text(encoding="utf-8"))["fpb"]
+    assert len(marks["runs"]) == 8 and all(set(m) <= {"0", "1"} and len(m) == len(marks["ids"].split()) for m in marks["runs"].values())
+    text = (home / "runs" / "report.md").read_text(encoding="utf-8")
+    assert "| lora | 0.001 |" in text and "reference" in text and "What the codec costs" in text
+    receipts = (home / "runs" / "receipts.jsonl").read_text(encoding="utf-8")
+    assert str(home) not in receipts and receipts.count("\n") == 8
+
+
+@pytest.mark.parametrize(
+    "before, after, match",
+    [
+        ("[grid]", "[gird]", "no section named `gird`.*"),
+        ('"method.kind" = ["lora", "dora", "full"]', '"method.kind" = "lora"', "grid `method.kind` must be a list"),
+        ('key = "train.lr"', "", r"\[search\] needs `key`"),
+        ('at = { "codec.kind"', 'at = { "codec.knd"', "codec.knd"),
+        ("when =", "wenn =", r"a \[\[rule\]\] has `when` and `set`"),
+        ('"dora", "full"', '"dorra"', "dorra"),
+        ("steps = 2", "stepz = 2", "train.stepz"),
+        ("name = ", "name == ", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(file, before, after, match):
+    file.write_text(STUDY.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises((FinloraError, Problems), match=match):
+        study.plan(study.load_study(file))
+
+
+def test_overrides_and_missing_things(file, home):
+    assert study.load_study(file, ["train.steps=7"]).base["train"]["steps"].value == 7
+    with pytest.raises(FinloraError, match="section.key=value"):
+        study.load_study(file, ["steps=7"])
+    with pytest.raises(FinloraError, match="cannot read the study"):
+        study.load_study(home / "none.toml")
+    with pytest.raises(FinloraError, match="holds no study"):
+        study_report(home)
