@@ -1,6 +1,6 @@
-"""int8, nf4 and nf4_dq against bitsandbytes: the same codes, the same packing, the same statistics.
+"""int8, nf4, nf4_dq and fp4 against bitsandbytes: the same codes, the same packing, the same statistics.
 
-bitsandbytes has several kernels for one operation. Its nf4 codes, absmax and int8 codes agree among them and with ours to
+bitsandbytes has several kernels for one operation. Its 4-bit codes, absmax and int8 codes agree among them and with ours to
 the bit. Two of its CPU kernels are not what its CUDA and plain PyTorch kernels compute (0.50.2), so they cannot be the
 reference to the bit:
 
@@ -48,24 +48,75 @@ def sample(shape, dtype, make) -> torch.Tensor:
     return make(shape, torch.Generator().manual_seed(0)).to(dtype)
 
 
-def by_definition(codes: torch.Tensor, absmax: torch.Tensor, shape, dtype) -> torch.Tensor:
+def by_definition(codes: torch.Tensor, absmax: torch.Tensor, shape, dtype, name: str = "nf4") -> torch.Tensor:
     """bitsandbytes' codes and table, element by element."""
-    code = bnb.get_4bit_type("nf4", device="cpu")
+    code = bnb.get_4bit_type(name, device="cpu")
     index = torch.stack([codes >> 4, codes & 15], -1).reshape(-1)[: shape[0] * shape[1]].long()
     return (code[index] * absmax[torch.arange(index.numel()) // 64]).to(dtype).view(shape)
 
 
 @pytest.mark.parametrize("shape, dtype, make", CASES)
-def test_nf4(shape, dtype, make):
-    codec, W = pick("codec", "nf4"), sample(shape, dtype, make)
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_4_bits(name, shape, dtype, make):
+    codec, W = pick("codec", name), sample(shape, dtype, make)
     ours = codec.encode(codec.config(), W)
-    codes, state = bnb.quantize_4bit(W, quant_type="nf4", blocksize=64)
+    codes, state = bnb.quantize_4bit(W, quant_type=name, blocksize=64)
     assert torch.equal(ours["codes"], codes.view(-1))
     assert torch.equal(ours["absmax"], state.absmax)
     back = codec.decode(codec.config(), ours, shape, dtype)
-    assert torch.equal(back, by_definition(codes.view(-1), state.absmax, shape, dtype))
+    assert torch.equal(back, by_definition(codes.view(-1), state.absmax, shape, dtype, name))
     if shape[1] % 64 == 0:
         assert torch.equal(back, bnb.dequantize_4bit(codes, state))
+
+
+@pytest.mark.parametrize("block", [32, 256, 4096])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_4_bits_in_other_blocks(name, block):
+    codec, W = pick("codec", name), sample((500, 320), torch.float32, gaussian)
+    ours = codec.encode(codec.config(block=block), W)
+    codes, state = bnb.quantize_4bit(W, quant_type=name, blocksize=block)
+    assert torch.equal(ours["codes"], codes.view(-1))
+    assert torch.equal(ours["absmax"], state.absmax)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_4_bits_beside_every_middle(name):
+    """Each middle between two values of the table, and the 64 floats next to it on either side; tiny and huge scales."""
+    values = bnb.get_4bit_type(name, device="cpu").sort().values
+    middles = ((values[:-1] + values[1:]) / 2).view(torch.int32)[:, None]
+    beside = torch.cat([middles & ~0x7FFFFFFF | ((middles & 0x7FFFFFFF) + k).clamp(min=0) for k in range(-64, 65)], 1)
+    inner = beside.view(torch.float32).reshape(-1)
+    inner = torch.cat([inner, -inner, torch.tensor([0.0, -0.0])])
+    blocks = torch.nn.functional.pad(inner, (0, -inner.numel() % 63)).view(-1, 63)
+    codec = pick("codec", name)
+    for scale in (1.0, 2.0**-100, 2.0**100, 3e-39, 1e38):
+        W = torch.cat([torch.ones(len(blocks), 1), blocks], 1) * scale
+        ours = codec.encode(codec.config(), W)
+        codes, state = bnb.quantize_4bit(W, quant_type=name, blocksize=64)
+        assert torch.equal(ours["codes"], codes.view(-1)), scale
+        assert torch.equal(ours["absmax"], state.absmax)
+
+
+@pytest.mark.parametrize("codec", ["nf4", "nf4_dq", "fp4", "int8"])
+@pytest.mark.parametrize("shape", [(500, 320), (333, 1001)])
+def test_threads_and_slices_change_nothing(codec, shape, monkeypatch):
+    """Any number of threads, and layers far larger than a slice, give the same bits."""
+    record, cfg, W = pick("codec", codec), pick("codec", codec).config(), sample(shape, torch.float32, gaussian)
+    threads = torch.get_num_threads()
+    whole = record.encode(cfg, W)
+    dense = {dtype: record.decode(cfg, whole, shape, dtype) for dtype in (*DTYPES, torch.float64)}
+    try:
+        for count, size in ((1, 64), (2, 1 << 12), (3, 1 << 15), (2, 1 << 19)):
+            torch.set_num_threads(count)
+            for module in ("int8", "_table4"):
+                for name in ("CHUNK", "SLICE"):
+                    monkeypatch.setattr(f"finlora.codecs.{module}.{name}", size)
+            pieces = record.encode(cfg, W)
+            assert all(torch.equal(pieces[key], whole[key]) for key in whole), (count, size)
+            for dtype, back in dense.items():
+                assert torch.equal(record.decode(cfg, pieces, shape, dtype), back), (count, size, dtype)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("shape, dtype, make", CASES)

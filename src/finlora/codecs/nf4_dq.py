@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear import Codec, check_finite
-from .nf4 import NF4, absmax_blocks, normalise, pack, unpack
+from ..linear import Codec
+from . import _table4
+from .nf4 import CODE, NF4
 
 GROUP = 256  # absmax values that share one scale
+DIGITS = 16  # lower bits of an fp32 below the upper ones that tell all middles of the map apart
 
 
 @dataclass(frozen=True)
@@ -42,35 +44,39 @@ def dynamic_map(device: torch.device) -> Tensor:
         return torch.cat(values).sort().values.to(device)
 
 
+@cache
+def _values() -> tuple[float, ...]:
+    return tuple(dynamic_map(torch.device("cpu")).tolist())
+
+
 def encode(cfg: NF4DQ, W_OI: Tensor, stats=None) -> dict[str, Tensor]:
     """The codes of `nf4` and a compressed absmax. Raises: FinloraError on non-finite weights."""
-    check_finite(W_OI)
-    absmax = absmax_blocks(W_OI, cfg.block)
+    codes, absmax = _table4.encode(CODE, W_OI, cfg.block)
     offset = absmax.mean()
-    centred = absmax - offset
-    scale = F.pad(centred, (0, -centred.numel() % GROUP)).view(-1, GROUP).abs().amax(1)
-    table = dynamic_map(absmax.device)
+    centred = F.pad(absmax - offset, (0, -absmax.numel() % GROUP)).view(-1, GROUP)
+    scale = centred.abs().amax(1)
     # a group in which all absmax are equal has scale 0: every value of it is the offset, whatever its code
-    normed = normalise(centred, scale, GROUP)[: absmax.numel()]
-    codes = torch.bucketize(normed, (table[:-1] + table[1:]) / 2).to(torch.uint8)
-    return {
-        "codes": pack(W_OI, absmax, cfg.block),
-        "absmax_codes": codes,
-        "absmax_scale": scale,
-        "offset": offset,
-    }
+    size = scale.clamp(min=_table4.TINY)
+    normed = centred * (1.0 / size)[:, None]
+    if absmax.numel() % GROUP:  # bitsandbytes divides a short group
+        normed[-1] = centred[-1] / size[-1]
+    absmax_codes = _table4.nearest(_values(), normed, DIGITS).view(-1)[: absmax.numel()]
+    return {"codes": codes, "absmax_codes": absmax_codes.contiguous(), "absmax_scale": scale, "offset": offset}
 
 
 def absmax_of(tensors: dict[str, Tensor]) -> Tensor:
     """(N,) fp32: the absmax as it decodes."""
     codes, scale = tensors["absmax_codes"], tensors["absmax_scale"]
+    whole = codes.numel() // GROUP * GROUP
     values = dynamic_map(codes.device).index_select(0, codes.int())
-    return values * scale.repeat_interleave(GROUP)[: values.numel()] + tensors["offset"]
+    values[:whole].view(-1, GROUP).mul_(scale[: whole // GROUP, None])
+    values[whole:].mul_(scale[-1])
+    return values.add_(tensors["offset"])
 
 
 def decode(cfg: NF4DQ, tensors: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """W_OI in `dtype`."""
-    return unpack(tensors["codes"], absmax_of(tensors), cfg.block, shape, dtype)
+    return _table4.decode(CODE, tensors["codes"], absmax_of(tensors), cfg.block, shape, dtype)
 
 
 def bits(cfg: NF4DQ, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
@@ -80,4 +86,4 @@ def bits(cfg: NF4DQ, shape: tuple[int, int], dtype: torch.dtype = torch.float32)
     return (8 * -(-n // 2) + 8 * blocks + 32 * -(-blocks // GROUP) + 32) / n
 
 
-CODEC = Codec("nf4_dq", NF4DQ, encode, decode, bits, lossless=False)
+CODEC = Codec("nf4_dq", NF4DQ, encode, decode, bits, lossless=False, paper="2305.14314")
