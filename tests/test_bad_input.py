@@ -429,6 +429,85 @@ def test_full_over_a_lossy_codec(refused, codec):
     )
 
 
+def test_patterns_that_are_wrong(refused):
+    def patterns(text: str, *wanted: str) -> list[str]:
+        return refused("finetune", "run.toml", "--set", "method.patterns=" + text, wanted=[*wanted])
+
+    patterns("{q_proj = {rnak = 4}}", "no key named `method.rnak` in method.patterns of `q_proj`", "did you mean `method.rank`?")
+    patterns('{q_proj = {rank = "4"}}', 'method.rank = "4" in method.patterns of `q_proj` is text', "without quotes: 4")
+    patterns("{q_proj = {rank = 0}}", "method.patterns of `q_proj`: rank must be a whole number of at least 1")
+    patterns("{q_proj = 4}", "method.patterns of `q_proj` must be a table of settings, got 4", "write {rank = 4}")
+    patterns("{q_prj = {rank = 4}}", "method.patterns: the rule `q_prj` names no layer of toy", "q_proj")
+    patterns("{'re:([' = {rank = 4}}", "method.patterns: `re:([` is no regular expression")
+    patterns("{up_proj = {rank = 33}, mlp = {rank = 34}}", "method.patterns of `", ": rank = ", "is above the layer model.layers.0.mlp.")
+    lines = refused(
+        "finetune", "run.toml", "--set", "method.patterns={mlp = {rank = 4}, q_proj = {rnak = 1}}", "--set", "method.targets=attention",
+        wanted=["the rule `mlp` names no layer that method.targets names", "`method.rnak`"],
+    )  # fmt: skip
+    assert len(lines) == 2
+
+
+def test_a_pattern_may_lower_the_rank_of_the_one_small_layer(home):
+    assert main(["check", "run.toml", "--set", "method.rank=32", "--set", "method.patterns={mlp = {rank = 4}}"]) == 0
+
+
+def test_targets_that_are_no_regular_expression(refused):
+    refused("finetune", "run.toml", "--set", "method.targets=re:([", wanted=["method.targets: `re:([` is no regular expression"])
+
+
+def test_also_optimizer_and_calibration_that_are_not(refused):
+    refused("finetune", "run.toml", "--set", "method.also=heads", wanted=['method.also = ["heads"]', "one of embeddings, head"])
+    refused("finetune", "run.toml", "--set", "optimizer.kind=adamv", wanted=["no optimizer named `adamv`", "did you mean `adamw`?"])
+    refused("finetune", "run.toml", "--set", "optimizer.kind=muon", "--set", "optimizer.momentun=0.5",
+            wanted=["no key named `optimizer.momentun` of optimizer `muon`", "did you mean `optimizer.momentum`?"])  # fmt: skip
+    refused("finetune", "run.toml", "--set", "calibrate.codec=nf3", wanted=["no codec named `nf3`", "did you mean `nf4`?"])
+
+
+def test_methods_and_optimizers_that_do_not_go_together(refused, home):
+    """Every optimiser that steps pairs, with every method that has none."""
+    from finlora import registry
+    from finlora.traits import traits
+
+    paired = [name for name in registry.names("optimizer") if registry.pick("optimizer", name).paired]
+    without = [name for name in registry.names("method") if not traits(registry.pick("method", name)).paired]
+    assert paired and "full" in without and "lora" not in without
+    for method in without:
+        refused("finetune", "run.toml", "--set", f"method.kind={method}", "--set", f"optimizer.kind={paired[0]}",
+                wanted=[f'optimizer.kind = "{paired[0]}" steps pairs of low-rank factors, and method.kind = "{method}" trains none'])  # fmt: skip
+    for optimizer in paired:
+        assert main(["check", "run.toml", "--set", f"optimizer.kind={optimizer}"]) == 0
+
+
+def test_methods_over_codecs_they_cannot_stand_on(monkeypatch):
+    import dataclasses
+
+    from finlora import check, registry
+
+    lora = dataclasses.replace(registry.pick("method", "lora"), over="lossless")
+    problems: list = []
+    check._over(lora, registry.pick("codec", "none"), problems)
+    assert problems == []
+    check._over(lora, registry.pick("codec", "nf4"), problems)
+    assert [str(p) for p in problems] == [
+        'method.kind = "lora" is exact over a lossless base only, and not over the lossy codec.kind = "nf4"'
+        ' (hint: write codec.kind = "none", or choose another method)'
+    ]
+
+
+def test_a_method_that_calibrates_is_for_finetune(home):
+    from finlora import registry
+    from finlora.check import check
+    from finlora.spec import load_spec
+
+    needing = [name for name in registry.names("method") if (m := registry.pick("method", name)).needs(m.config())]
+    assert needing
+    for name in needing:
+        spec = load_spec("run.toml", [f"method.kind={name}"])
+        assert check(spec) == []
+        (problem,) = check(spec, "doctor")
+        assert f'method.kind = "{name}" begins from calibration, which `finlora doctor` does not do' in str(problem)
+
+
 def test_rows_that_do_not_ship(refused):
     refused(
         "evaluate", "-m", "toy", "-t", "fpb", wanted=["the rows of task `fpb` do not ship with finlora", "--data DIR"]

@@ -159,6 +159,56 @@ def test_overrides(override, place, value):
 
 
 @pytest.mark.parametrize(
+    "override, place, value",
+    [
+        ("optimizer.kind=muon", ("optimizer", "kind"), "muon"),
+        ("optimizer.momentum=0.9", ("optimizer", "options"), {"momentum": 0.9}),
+        ("calibrate.examples=8", ("calibrate", "examples"), 8),
+        ("calibrate.codec=nf4", ("calibrate", "codec"), "nf4"),
+        ("method.also=head", ("method", "also"), ("head",)),
+        ('method.also=["embeddings", "head"]', ("method", "also"), ("embeddings", "head")),
+        ("method.patterns.attention.rank=4", ("method", "patterns"), {"attention": {"rank": 4}}),
+        (
+            "method.patterns={'re:.*down_proj' = {rank = 16, alpha = 8.0}, mlp = {rank = 2}}",
+            ("method", "patterns"),
+            {"re:.*down_proj": {"rank": 16, "alpha": 8.0}, "mlp": {"rank": 2}},
+        ),
+    ],
+)
+def test_optimizer_calibration_and_placement(override, place, value, tmp_path):
+    spec = with_overrides(Spec(), override)
+    assert getattr(getattr(spec, place[0]), place[1]) == value
+    (tmp_path / "spec.toml").write_text(dump(spec), encoding="utf-8")
+    assert load_spec(tmp_path) == spec and digest(spec) != digest(Spec())
+    assert digest(load_spec(tmp_path)) == digest(spec)
+
+
+def test_the_order_of_patterns_is_kept_since_the_first_counts():
+    rules = {"v_proj": {"rank": 2}, "attention": {"rank": 4}, "all-linear": {"rank": 8}}
+    spec = spec_from_dict(tomllib.loads(dump(spec_from_dict({"method": {"patterns": rules}}))))
+    assert [*spec.method.patterns] == [*rules]
+    turned = spec_from_dict({"method": {"patterns": dict(reversed(rules.items()))}})
+    assert digest(turned) != digest(spec), "another order is another run"
+
+
+@pytest.mark.parametrize(
+    "table, wanted",
+    [
+        ({"method": {"also": ["heads"]}}, ['method.also = ["heads"]', "it must be one of embeddings, head"]),
+        ({"method": {"patterns": 3}}, ["method.patterns = 3", "it must be a table"]),
+        ({"calibrate": {"examples": 0}}, ["calibrate.examples = 0", "at least 1"]),
+        ({"calibrate": {"codec": ""}}, ["calibrate.codec", "filled in"]),
+        ({"calibrate": {"rows": 3}}, ["no key named `calibrate.rows`"]),
+        ({"optimizer": {"kind": ""}}, ["optimizer.kind", "filled in"]),
+        ({"optimiser": {"kind": "muon"}}, ["no section named `optimiser`", "did you mean `optimizer`?"]),
+    ],
+)
+def test_optimizer_calibration_and_placement_that_are_wrong(table, wanted):
+    (found,) = problems_of(spec_from_dict, table)
+    assert all(fragment in found for fragment in wanted), found
+
+
+@pytest.mark.parametrize(
     "override, wanted",
     [
         ("rank=3", "write method.rank=3"),
@@ -259,6 +309,11 @@ def test_replace_starts_another_kind_from_its_own_defaults():
     full = replace(lora, method={"kind": "full"})
     assert full.method.options == {} and full.method.targets == ("q_proj",)
     assert replace(lora, method={"alpha": 1.0}).method.options == {"rank": 16, "alpha": 1.0}
+    placed = replace(lora, method={"also": ["head"], "patterns": {"mlp": {"rank": 2}}})
+    other = replace(placed, method={"kind": "full"})
+    assert other.method.also == ("head",) and other.method.patterns == {}, "patterns speak of the old method's settings"
+    muon = replace(Spec(), optimizer={"kind": "muon", "momentum": 0.9})
+    assert replace(muon, optimizer={"kind": "adamw"}).optimizer.options == {}
 
 
 def test_specs_are_frozen():
@@ -283,7 +338,7 @@ def test_resolve_builds_the_member_and_its_config():
 @pytest.mark.parametrize(
     "section, table, wanted",
     [
-        ("method", {"kind": "lroa"}, ["no method named `lroa`", "did you mean `lora`?"]),
+        ("method", {"kind": "doraa"}, ["no method named `doraa`", "did you mean `dora`?"]),
         ("codec", {"kind": "nf3"}, ["no codec named `nf3`", "did you mean `nf4`?"]),
         ("method", {"rnak": 3}, ["no key named `method.rnak` of method `lora`", "did you mean `method.rank`?"]),
         ("method", {"rank": "8"}, ['method.rank = "8" of method `lora` is text', "without quotes: 8"]),

@@ -10,12 +10,14 @@ needs a model, the longest example needs data) is looked at only when that part 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from . import registry
 from .errors import FinloraError, Problems
+from .fields import read_fields
 from .spec import Spec, as_dict, resolve, spec_from_dict
 
 VERBS = ("finetune", "pretrain", "evaluate", "generate", "doctor")
@@ -30,6 +32,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
     if problems:
         return problems
     _device(spec, problems)
+    optimizer = _try(problems, lambda: resolve(spec.optimizer)) if verb in ("finetune", "pretrain", "doctor") else None
     if verb == "pretrain":
         _pretraining(spec, problems)
     else:
@@ -38,6 +41,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
         folder = _model(spec, problems)
         if method:
             _fits(spec, codec, method, folder, problems)
+            _begins(spec, verb, method, optimizer, problems)
         if verb != "generate":
             examples = _tasks(spec, verb, problems)
             if folder and examples and not problems:
@@ -54,18 +58,94 @@ def require(spec: Spec, verb: str) -> None:
 
 
 def advice(spec: Spec) -> list[str]:
-    """What a sound spec would seldom want, with the usual value."""
+    """What a sound spec would seldom want, with the usual value; nothing is changed."""
     record, config = resolve(spec.method)
+    optimizer, _ = resolve(spec.optimizer)
     lr, out = spec.train.lr, []
     if record.trains_base and lr > 1e-3:
         out.append(f"train.lr = {lr:g} is high for a method that trains every weight; 1e-5 to 5e-4 is usual")
-    if not record.trains_base and lr < 2e-5:
-        out.append(f"train.lr = {lr:g} is low for an adapter; 1e-4 to 1e-3 is usual")
-    if not record.trains_base and lr > 1e-2:
-        out.append(f"train.lr = {lr:g} is high for an adapter; 1e-4 to 1e-3 is usual")
+    if not record.trains_base:
+        out += _rate(spec, record) + _placement(spec, record, config)
     if spec.data.validation == 0 and not spec.train.steps and spec.train.epochs > 5:
         out.append(
             f"train.epochs = {spec.train.epochs:g} without held-out examples: data.validation = 0.1 would show overfitting"
+        )
+    if optimizer.invariant and spec.train.clip:
+        out.append(
+            f"train.clip = {spec.train.clip:g} measures gradients as the factors have them, which optimizer.kind = "
+            f'"{optimizer.name}" is independent of; 0 leaves that whole'
+        )
+    return out
+
+
+def _rate(spec: Spec, record: Any) -> list[str]:
+    """The learning rate of an adapter: about ten times that of full fine-tuning, whatever the rank."""
+    # a method with undecayed factors begins with parts of the weight itself in them
+    lr, start = spec.train.lr, bool(record.undecayed)
+    share = 5 if start else 1
+    low, high = 2e-5 / share, 1e-2 / share
+    if lr < low or lr > high:
+        what = "low" if lr < low else "high"
+        return [
+            f"train.lr = {lr:g} is {what} for {'such a start' if start else 'an adapter'}; {1e-4 / share:g} to {1e-3 / share:g} is usual"
+        ]
+    usual = usual_rate(_config_of(spec))
+    if usual and not 1 / 5 <= lr * share / usual <= 5:
+        return [
+            f"train.lr = {lr:g} is far from {usual / share:.1e}, where adapters of this family and width are usually best: about ten times"
+            f" the rate of full fine-tuning, whatever the rank{', less for a start at parts of the weight' if start else ''}"
+        ]
+    if start and lr >= 2e-4:
+        return [
+            f'train.lr = {lr:g}: method.kind = "{record.name}" begins with parts of the weight in its factors, where a rate 3 to 10 times below the usual is best'
+        ]
+    return []
+
+
+def usual_rate(config: dict[str, Any]) -> float | None:
+    """The best learning rate of LoRA by family and width H, 5e-5 * 10 * (2000 / H)^P; None where it was not fitted.
+
+    Source: Thinking Machines, LoRA Without Regret (2025), and their cookbook's fit over Llama and Qwen models. No rank
+    enters: the best rate hardly depends on it. Widths below 1024 are outside what was fitted.
+    """
+    kind, width = str(config.get("model_type", "")), config.get("hidden_size")
+    power = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}.get(kind)
+    if power is None or not isinstance(width, int) or width < 1024:
+        return None
+    return 5e-5 * 10 * (2000 / width) ** power
+
+
+def _config_of(spec: Spec) -> dict[str, Any]:
+    """The model's configuration where it is at hand, else nothing."""
+    from .model import locate
+
+    try:
+        return _config(Path(locate(spec.model.name, spec.model.online)))
+    except FinloraError:
+        return {}
+
+
+def _placement(spec: Spec, record: Any, config: Any) -> list[str]:
+    """Where the adapter stands, and how its strength goes with the rank."""
+    from .traits import traits
+    from .wiring import matches
+
+    out, targets = [], spec.method.targets
+    found = layers(_config_of(spec))
+    chosen = (
+        [name for name in found if matches(name, targets)]
+        if _rules([targets] if isinstance(targets, str) else [*targets], "", [])
+        else []
+    )
+    if targets in ("attention", ("attention",)) or (chosen and all(matches(name, "attention") for name in chosen)):
+        out.append(
+            "method.targets names attention alone, which learns less than `mlp` or `all-linear` with as many parameters (LoRA Without Regret)"
+        )
+    rank, alpha = getattr(config, "rank", 0), getattr(config, "alpha", None)
+    if rank >= 64 and alpha is not None and alpha < rank and traits(record).falls == 1:
+        out.append(
+            f"method.rank = {rank}: the strength alpha / rank = {alpha / rank:g} falls as the rank grows; a method whose scale falls"
+            f" as 1/sqrt(rank), or alpha = {rank}, learns better at such ranks"
         )
     return out
 
@@ -128,45 +208,116 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _fits(spec: Spec, codec: Any, method: Any, folder: Path | None, problems: list[FinloraError]) -> None:
     """Whether method, codec and the model's layers go together."""
-    record, config = method
-    if codec and not codec[0].lossless:
-        if record.trains_base:
-            problems.append(
-                FinloraError(
-                    f'method.kind = "{record.name}" trains the base itself and cannot do so over the lossy codec.kind = "{codec[0].name}"',
-                    'write codec.kind = "none", or choose an adapter method such as lora',
-                )
-            )
-        elif record.refresh:
-            problems.append(
-                FinloraError(
-                    f'method.kind = "{record.name}" rewrites the base as it goes, and over the lossy codec.kind = "{codec[0].name}" its errors add up',
-                    'write codec.kind = "none"',
-                )
-            )
-    if folder is None:
-        return
-    from .model import matches
+    from .wiring import config_at, matches
 
-    found = layers(_config(folder))
+    record, config = method
+    if codec:
+        _over(record, codec[0], problems)
+    patterns = _patterns(spec, record, config, problems)
+    found = layers(_config(folder)) if folder is not None else {}
     targets = [*spec.method.targets] if isinstance(spec.method.targets, tuple) else spec.method.targets
+    if not _rules(targets, "method.targets", problems) or not found:
+        return
     chosen = {name: shape for name, shape in found.items() if matches(name, targets)}
-    if found and not chosen:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
+    if not chosen:
         problems.append(
             FinloraError(
                 f"method.targets = {json.dumps(targets)} names no layer of {spec.model.name}",
                 f"its layers are called {', '.join(kinds)}",
             )
         )
-    rank = getattr(config, "rank", None)
-    if rank and chosen:
-        name, (n_out, n_in) = min(chosen.items(), key=lambda item: min(item[1]))
-        if rank > min(n_out, n_in):
+        return
+    for rule in patterns:
+        if not any(matches(name, rule) for name in chosen):
+            none = not any(matches(name, rule) for name in found)
             problems.append(
                 FinloraError(
-                    f"method.rank = {rank} is above the layer {name}, whose weight is {n_out} x {n_in}",
-                    f"use a rank of at most {min(n_out, n_in)}",
+                    f"method.patterns: the rule `{rule}` names no "
+                    + (f"layer of {spec.model.name}" if none else "layer that method.targets names"),
+                    f"its layers are called {', '.join(kinds)}",
+                )
+            )
+    ranks = {name: getattr(config_at(config, name, patterns), "rank", 0) for name in chosen}
+    high = [name for name in chosen if ranks[name] > min(chosen[name])]
+    if high:
+        name = min(high, key=lambda name: min(chosen[name]))
+        n_out, n_in = chosen[name]
+        rule = next((rule for rule, values in patterns.items() if matches(name, rule) and "rank" in values), None)
+        place = "method.rank" if rule is None else f"method.patterns of `{rule}`: rank"
+        problems.append(
+            FinloraError(
+                f"{place} = {ranks[name]} is above the layer {name}, whose weight is {n_out} x {n_in}",
+                f"use a rank of at most {min(n_out, n_in)}",
+            )
+        )
+
+
+def _over(record: Any, codec: Any, problems: list[FinloraError]) -> None:
+    """Whether the method can stand over the codec."""
+    from .seam import check_over
+
+    try:
+        check_over(record, codec)
+    except FinloraError as error:
+        how, hint = "is exact over a lossless base only, and not", error.hint
+        if record.trains_base:
+            how, hint = (
+                "trains the base itself and cannot do so",
+                'write codec.kind = "none", or choose an adapter method such as lora',
+            )
+        problems.append(
+            FinloraError(f'method.kind = "{record.name}" {how} over the lossy codec.kind = "{codec.name}"', hint)
+        )
+
+
+def _rules(rules: str | list[str], place: str, problems: list[FinloraError]) -> bool:
+    """Whether all regular expressions among the rules can be read."""
+    before = len(problems)
+    for rule in [rules] if isinstance(rules, str) else rules:
+        try:
+            re.compile(rule.removeprefix("re:") if rule.startswith("re:") else "")
+        except re.error as error:
+            problems.append(
+                FinloraError(f"{place}: `{rule}` is no regular expression ({error})", 'mend what follows "re:"')
+            )
+    return len(problems) == before
+
+
+def _patterns(spec: Spec, record: Any, config: Any, problems: list[FinloraError]) -> dict[str, Any]:
+    """The sound ones of method.patterns; what is wrong with the others becomes problems."""
+    from .wiring import changed
+
+    sound = {}
+    for rule, values in spec.method.patterns.items():
+        place, before = f"method.patterns of `{rule}`", len(problems)
+        if isinstance(values, dict):
+            read_fields(record.config, values, "method", f" in {place}", problems)
+        if _rules(rule, "method.patterns", problems) and len(problems) == before:
+            if _try(problems, lambda rule=rule, values=values: changed(config, rule, values)) is not None:
+                sound[rule] = values
+    return sound
+
+
+def _begins(spec: Spec, verb: str, method: Any, optimizer: Any, problems: list[FinloraError]) -> None:
+    """What the method needs beside its base: calibration, and an optimiser that can step it."""
+    record, config = method
+    _try(problems, lambda: registry.pick("codec", spec.calibrate.codec))
+    if verb != "finetune" and record.needs(config):
+        problems.append(
+            FinloraError(
+                f'method.kind = "{record.name}" begins from calibration, which `finlora {verb}` does not do',
+                "choose a method without, such as lora",
+            )
+        )
+    if optimizer and optimizer[0].paired:
+        from .traits import traits
+
+        if not traits(record).paired:
+            problems.append(
+                FinloraError(
+                    f'optimizer.kind = "{optimizer[0].name}" steps pairs of low-rank factors, and method.kind = "{record.name}" trains none',
+                    'write optimizer.kind = "adamw", or choose a method such as lora',
                 )
             )
 

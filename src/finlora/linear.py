@@ -83,6 +83,22 @@ class Store(nn.Module):
         self.keys: tuple[str, ...] = ()
         self.put(W_OI, stats)
 
+    @classmethod
+    def of(
+        cls, codec: Codec, cfg: Any, tensors: dict[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Store:
+        """A store of tensors that are encoded already (a pre-quantised checkpoint); nothing is encoded again.
+
+        tensors: as `codec.encode` gives them for a weight of `shape` (out, in). dtype: the compute dtype.
+        """
+        store = cls.__new__(cls)
+        nn.Module.__init__(store)
+        store.codec, store.cfg, store.dtype = codec, cfg, dtype
+        store.shape, store.edits, store.keys = (shape[0], shape[1]), 1, tuple(tensors)
+        for key, tensor in tensors.items():
+            store.register_buffer(key, tensor)
+        return store
+
     @torch.no_grad()
     def put(self, W_OI: Tensor, stats: Stats | None = None) -> None:
         """Replace the stored weight. W_OI: same shape as before. stats: what the codec may calibrate with."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import attention as packed
@@ -26,6 +27,8 @@ from .errors import FinloraError, unknown
 from .linear import Linear, Route, Stats
 from .loss import Head
 from .registry import pick
+from .streaming import Empty, Source, is_quantised, place, require_keys
+from .weights import open_checkpoint
 from .wiring import bits_per_weight, find_linears, matches, rewire
 
 __all__ = [
@@ -61,6 +64,8 @@ class Model(nn.Module):
         self.route = Route()
         self.linears: dict[str, Linear] = {}
         self.turned: set[str] = set()  # linears that the family keeps as (in, out)
+        self.notes: list[str] = []  # what opening it has to say
+        self.also: dict[str, str] = {}  # module of the body -> its parameter that trains whole beside the adapter
         self.__dict__["compiled"] = None
 
     @property
@@ -122,6 +127,7 @@ def open_model(
     seed: int = 0,
     online: bool = False,
     adapter: str | Path | None = None,
+    cache: bool | str | Path | None = None,
 ) -> Model:
     """Open a pretrained model, its linears kept by `codec` and, with `method`, adapted.
 
@@ -129,28 +135,38 @@ def open_model(
     codec: None is `none`, or with `adapter` the codec that the adapter was trained over.
     targets, patterns, also, stats: as `rewire` takes them.
     adapter: a folder that finlora or PEFT saved; it brings its own method.
+    cache: whether the encoded base is kept on disk and mapped from there the next time: None where that is worth it (a
+    checkpoint of 64 MB or more), True always, False never, or the folder to keep it in (see weights.py).
+    The weights of a local folder are read, encoded and let go one at a time; full precision is never in memory at once.
     Raises: FinloraError for a folder that is no model, pickled weights, a hub id while offline, a device that is not here.
     """
     where, dev = locate(name, online), device_of(device)
     kind = dtype_of(dtype, dev)
-    body, tokenizer = _load(where, kind, online)
-    model = Model(body.to(dev), tokenizer, name, kind)
+    body, tokenizer, source = _load(where, kind, dev, online, cache)
+    model = Model(body, tokenizer, name, kind)
     if adapter is not None:
-        from .adapters import adapter_tensors, trained_over
+        from .adapters import adapter_tensors, put_whole, trained_over
 
         if codec is None:
             options = trained_over(adapter)
             codec = options.pop("kind")
             codec_config = pick("codec", codec).config(**options)
-        rewire(model, codec=codec, codec_config=codec_config, seed=seed, stats=stats, saved=adapter_tensors(model, adapter))
+        saved = adapter_tensors(model, adapter)
+        rewire(model, codec=codec, codec_config=codec_config, seed=seed, stats=stats, saved=saved, source=source)
+        put_whole(model, adapter)
         model.requires_grad_(False)
-    elif method is not None or codec is not None:
+    elif method is not None or codec is not None or (source is not None and source.quantised):
         rewire(
             model, codec=codec or "none", codec_config=codec_config, method=method, method_config=method_config, targets=targets,
-            patterns=patterns, also=also, seed=seed, stats=stats,
+            patterns=patterns, also=also, seed=seed, stats=stats, source=source,
         )  # fmt: skip
     else:
+        if source is not None:
+            source.fill(model.body)
         model.requires_grad_(False)
+    if source is not None:
+        source.close()
+        model.notes += source.notes
     return model.eval()
 
 
@@ -211,25 +227,78 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def _load(where: str, dtype: torch.dtype, online: bool) -> tuple[nn.Module, Any]:
+def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, cache: Any) -> tuple[nn.Module, Any, Source | None]:
+    """(body, tokenizer, where its linears' weights are or None where the body holds them)."""
     _quiet()
     import transformers
 
     _register()
     options = {"local_files_only": not online}
-    open_body = partial(transformers.AutoModelForCausalLM.from_pretrained, where, dtype=dtype, use_safetensors=True, **options)
     try:
-        try:
-            body = open_body(attn_implementation="finlora")
-        except KeyError as error:
-            if error.args != ("finlora",):
-                raise
-            body = open_body(attn_implementation="eager")  # families older than the attention interface: no packed rows
+        body, source = _stream(where, dtype, device, cache) if Path(where).is_dir() else (None, None)
+        if body is None:
+            body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FinloraError(f"model.name: cannot open `{where}`: {first}", "check that the folder is a complete causal language model with its tokenizer") from error
-    return body, tokenizer
+    return body, tokenizer, source
+
+
+def _attending(make: Callable[..., Any]) -> Any:
+    """make(attn_implementation=...) with ours, or the family's own where it is older than the attention interface."""
+    try:
+        return make(attn_implementation="finlora")
+    except KeyError as error:
+        if error.args != ("finlora",):
+            raise
+        return make(attn_implementation="eager")  # no packed rows
+
+
+def _whole(where: str, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:
+    """The body as transformers loads it, all weights in memory at once."""
+    import transformers
+
+    make = transformers.AutoModelForCausalLM.from_pretrained
+    body, told = _attending(partial(make, where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options))
+    require_keys(where, body, told["missing_keys"], told["unexpected_keys"])
+    return body
+
+
+def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any) -> tuple[nn.Module | None, Source | None]:
+    """The body with all its tensors but the weights of its linears, which are to be taken from the source one at a time.
+
+    (None, None) where the checkpoint is laid out in a way that only transformers itself knows to read.
+    """
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    checkpoint = open_checkpoint(where)
+    if checkpoint is None or (Path(where) / "adapter_config.json").is_file():
+        return None, None
+    config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
+    quantised = is_quantised(where, config)
+    with Empty():
+        body = _attending(partial(transformers.AutoModelForCausalLM.from_config, config, dtype=dtype))
+        for module in body.modules():  # from_pretrained fills tables anew outside the compute dtype, so in float32
+            vars(module).pop("_is_hf_initialized", None)
+        body.initialize_weights()
+    changes = get_model_conversion_mapping(body, add_legacy=False)
+
+    def rename(key: str) -> str:
+        for change in changes:
+            key = change.rename_source_key(key)[0]
+        return key
+
+    # tensors that are renamed on their way in are served, those that are joined or turned are not
+    plain = all(type(change) is WeightRenaming for change in changes)
+    source = place(body, checkpoint, dtype, device, quantised, cache, rename) if plain else None
+    if source is None:
+        return None, None
+    if (Path(where) / "generation_config.json").is_file():
+        body.generation_config = transformers.GenerationConfig.from_pretrained(where, local_files_only=True)
+    return body.eval(), source
 
 
 def load_tokenizer(where: str) -> Any:
@@ -308,7 +377,9 @@ def hidden(model: Model, batch: Batch) -> torch.Tensor:
 
 def autocast(model: Model) -> torch.autocast:
     """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
-    masters = next(model.body.parameters()).dtype
+    apart = set(model.also.values())  # these and adapters are masters too, but what they give is rounded where it leaves them
+    kinds = (p.dtype for name, p in model.body.named_parameters() if name not in apart and ".adapters." not in name)
+    masters = next(kinds, torch.float32 if any(linear.store is None for linear in model.linears.values()) else model.dtype)
     on = model.dtype == torch.bfloat16 and masters == torch.float32
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on)
 

@@ -1,20 +1,28 @@
-"""Optimiser groups from Method.groups, AdamW, and schedules that are functions of the step.
+"""Optimiser groups from Method.groups, the optimiser of a run, and schedules that are functions of the step.
 
     lr(step) = peak * multiplier * warmup(step) * course(step)
 
 A method that wants one factor to learn faster says so in its `groups` (LoRA+, arXiv 2402.12354); nothing here knows it.
-Weight decay is decoupled (AdamW, arXiv 1711.05101) and spares vectors: norms, biases, magnitudes.
+Weight decay is decoupled (AdamW, arXiv 1711.05101) and spares vectors (norms, biases, magnitudes) and the parameters
+that carry pretrained weight, which a method names in `undecayed`. How gradients become steps is a member's business,
+one file each under optimizers/.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from .errors import FinloraError
 from .model import Model
+from .optimizers import Pair
+from .registry import pick
+from .seam import Method
+from .traits import pair
 
 
 class Settings(Protocol):
@@ -30,34 +38,65 @@ class Settings(Protocol):
     warmup: float
 
 
+def adapted(model: Model) -> Iterator[tuple[Method, Any, dict[str, nn.Parameter]]]:
+    """(method, its settings, its parameters) of every adapter of every linear."""
+    for linear in model.linears.values():
+        for name, params in linear.adapters.items():
+            yield (*linear.how[name], dict(params.items()))
+
+
 def multipliers(model: Model) -> dict[str, float]:
     """Learning-rate multiplier of every trainable parameter, by name: what its method says, 1 elsewhere."""
     by_id: dict[int, float] = {}
-    for linear in model.linears.values():
-        for name, params in linear.adapters.items():
-            method, config = linear.how[name]
-            table = method.groups(config, dict(params.items()))
-            by_id.update({id(p): table[key] for key, p in params.items()})
+    for method, config, params in adapted(model):
+        table = method.groups(config, params)
+        by_id.update({id(p): table[key] for key, p in params.items()})
     return {name: by_id.get(id(p), 1.0) for name, p in model.trainable().items()}
 
 
-def adamw(model: Model, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; each group carries its `multiplier` and the `names` of its parameters."""
+def pairs_of(model: Model) -> list[Pair]:
+    """The trained low-rank pairs (A_RI, B_OR, scale) of all linears; see `traits.pair`."""
+    found = [pair(*one) for one in adapted(model)]
+    return [one for one in found if one is not None and one[0].requires_grad and one[1].requires_grad]
+
+
+def make(model: Model, settings: Settings, optimizer: str | tuple[Any, Any] | None = None) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; each group carries its `multiplier` and the `names` of its
+    parameters.
+
+    optimizer: a member's name, or (record, config) as `spec.resolve` gives them; None is adamw.
+    Raises: FinloraError where the member needs low-rank pairs and the model has none.
+    """
+    record, config = optimizer if isinstance(optimizer, tuple) else (pick("optimizer", optimizer or "adamw"), None)
     table = multipliers(model)
-    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    spared = {id(params[key]) for method, _, params in adapted(model) for key in method.undecayed if key in params}
+    inner = {id(p) for _, _, params in adapted(model) for p in params.values()}
+    groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.trainable().items():
-        decay = settings.weight_decay if p.ndim >= 2 else 0.0
-        groups.setdefault((table[name], decay), []).append((name, p))
-    return torch.optim.AdamW(
-        [
-            {"params": [p for _, p in members], "names": [n for n, _ in members], "multiplier": m, "weight_decay": decay}
-            for (m, decay), members in groups.items()
-        ],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=True,
-    )
+        decay = settings.weight_decay if p.ndim >= 2 and id(p) not in spared else 0.0
+        groups.setdefault((table[name], decay, id(p) in inner), []).append((name, p))
+    pairs = pairs_of(model)
+    if record.paired and not pairs:
+        raise FinloraError(
+            f"optimizer `{record.name}` steps pairs of low-rank factors A and B, and this method trains none",
+            'write optimizer.kind = "adamw", or choose a method such as lora',
+        )
+    members = [
+        {
+            "params": [p for _, p in some],
+            "names": [n for n, _ in some],
+            "multiplier": m,
+            "weight_decay": decay,
+            "inner": own,
+        }
+        for (m, decay, own), some in groups.items()
+    ]
+    return record.make(record.config() if config is None else config, members, settings, pairs)
+
+
+def adamw(model: Model, settings: Settings) -> torch.optim.Optimizer:
+    """`make` with its default."""
+    return make(model, settings)
 
 
 def share(step: int, total: int, settings: Settings) -> float:
@@ -83,24 +122,39 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, factor: float) -> fl
     return peak * factor
 
 
+NUMBER = ":number"  # marks a plain number among the tensors of a state
+
+
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `exp_avg/<parameter>`."""
+    """The optimiser's state as named tensors: `exp_avg/<parameter>`; numbers as `<key>:number/<parameter>`."""
     out = {}
-    for group in optimizer.param_groups:
-        for name, p in zip(group["names"], group["params"]):
-            for key, value in optimizer.state.get(p, {}).items():
-                out[f"{key}/{name}"] = value if torch.is_tensor(value) else torch.tensor(value)
+    for name, p in _named(optimizer):
+        for key, value in optimizer.state.get(p, {}).items():
+            tensor = torch.is_tensor(value)
+            out[f"{key}{'' if tensor else NUMBER}/{name}"] = value if tensor else torch.tensor(value)
     return out
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `state_tensors` took out."""
+    """Put back what `state_tensors` took out; a parameter of which nothing is told keeps what it has."""
+    told: dict[str, dict[str, torch.Tensor]] = {}
+    for path, value in tensors.items():
+        key, _, name = path.partition("/")
+        told.setdefault(name, {})[key] = value
+    for name, p in _named(optimizer):
+        if name in told:  # `step` goes to the device too: the fused kernel reads it there
+            optimizer.state[p] = {
+                key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value.to(p.device, copy=True)
+                for key, value in told[name].items()
+            }
+
+
+def forget(optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter]) -> None:
+    """Drop the state of these parameters, which then begin anew; those without state are left alone."""
+    for p in params:
+        optimizer.state.pop(p, None)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
     for group in optimizer.param_groups:
-        for name, p in zip(group["names"], group["params"]):
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors.get(f"{key}/{name}")
-                if value is not None:
-                    state[key] = value.to(p.device, copy=True)  # `step` too: the fused kernel reads it there
-            if state:
-                optimizer.state[p] = state
+        yield from zip(group["names"], group["params"])

@@ -2,6 +2,7 @@
 
     pick("method", "dora")      imports finlora/methods/dora.py and returns its METHOD
     pick("task", "tfns@finlora")  imports finlora/tasks/tfns.py and returns VARIANTS["finlora"]
+    pick("method", "peft:oft")  imports finlora/baselines.py and returns what its `record` makes of PEFT's own tuner
 
 To add a member, add a file. There is no list to keep in step.
 """
@@ -21,6 +22,8 @@ FAMILIES = {  # kind -> (folder, the name under which each file exports its reco
     "task": ("tasks", "TASK"),
 }
 
+OUTSIDE = {("method", "peft"): "baselines"}  # (kind, what stands before a colon) -> the module that makes such records
+
 
 def names(kind: str) -> tuple[str, ...]:
     """The names of a family's members, sorted; reads the folder, imports nothing."""
@@ -34,6 +37,9 @@ def pick(kind: str, name: str) -> Any:
     Raises: FinloraError naming the nearest member when there is none of that name.
     """
     folder, attribute = FAMILIES[kind]
+    outside, colon, inner = str(name).partition(":")
+    if colon and (kind, outside) in OUTSIDE:
+        return importlib.import_module(f"finlora.{OUTSIDE[kind, outside]}").record(inner)
     stem, _, variant = str(name).partition("@")
     if stem not in names(kind):
         raise unknown(kind, stem, names(kind))

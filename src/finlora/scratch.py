@@ -56,7 +56,7 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     meter = measure.meter(model.device)
     told = fit(
         model, train_pieces, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder,
-        validation=val_pieces, progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
+        validation=val_pieces, optimizer=specs.resolve(spec.optimizer), progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})
     told["val_bits_per_byte"] = _bits_per_byte(told, held, val_pieces)

@@ -99,6 +99,16 @@ class Place:
     largest: tuple[int, int] = (0, 0)
 
 
+def by_shape(init: Callable) -> Callable:
+    """Marks a method's `init` that asks W_OI for no more than its shape, its device and its roundtrip.
+
+    Over a base that is kept encoded such an init is given a stand-in for W_OI, all NaN, whose roundtrip is the stored
+    weight; the full-precision checkpoint is then not read at all.
+    """
+    init.by_shape = True
+    return init
+
+
 @dataclass(frozen=True)
 class Method:
     """How a frozen base is adapted. `config` is a frozen dataclass that checks itself.
@@ -120,6 +130,8 @@ class Method:
     plan(cfg, {linear: Stats}, {linear: shape}) -> {linear: cfg}, ranks shared out over the model, or None.
     tend([(cfg, params)], step, total): called with every linear's parameters between backward and the optimiser's step;
     it may change gradients and frozen parameters.
+    start: where the adapter begins. "base": it moves nothing, or no more than storing an edited base anew does.
+    "nearer": its product is no further from the weight's own than the bare store's. "descent": a step down grad_OI.
     """
 
     name: str
@@ -139,6 +151,12 @@ class Method:
     over: str = "any"
     plan: Callable | None = None
     tend: Callable | None = None
+    start: str = "base"
+
+
+def is_by_shape(method: Method) -> bool:
+    """Whether the method's start needs no full-precision weight."""
+    return getattr(method.init, "by_shape", False)
 
 
 def edited(W_OI: Tensor, params: dict[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@
     open("spec.toml", "w").write(dump(spec))             the resolved spec, which loads back to an equal value
     digest(spec)                                         one hash of all that determines the result
 
-The options of a codec or a method are declared in that member's own file: here they are an open table
+The options of a codec, a method or an optimizer are declared in that member's own file: here they are an open table
 (`Part.options`), and `resolve(part)` turns them into the member's config. No torch is needed until then.
 How one value is read and judged is in `fields.py`. Paths are relative to the working folder.
 """
@@ -59,6 +59,12 @@ class Model:
     )
     online: bool = setting(False, "allow a hub id to be downloaded")
     adapter: str = setting("", "folder of a saved adapter to begin with")
+    cache: str = setting(
+        "auto",
+        "keep the encoded base on disk and map it the next time: auto does so from 64 MB of weights on",
+        choices=("auto", "on", "off"),
+        result=False,
+    )
     config: dict[str, Any] = setting({}, "pretraining: the architecture, as {family = 'llama', hidden_size = 256, ...}")
     tokenizer: str = setting("", "pretraining: folder of a tokenizer, or `train` to make one from the text")
     vocab_size: int = setting(6144, "pretraining: entries of a tokenizer made from the text", low=256, high=1_000_000)
@@ -297,6 +303,7 @@ def dump(spec: Spec, notes: bool = False) -> str:
 def digest(spec: Spec) -> str:
     """sha256 (hex) of the fields that determine the result: not the folder, the device, the logs or the checkpoints kept."""
     told = as_dict(spec)
+    told["method"]["patterns"] = [*told["method"]["patterns"].items()]  # their order counts
     for name, section in SECTIONS.items():
         for f in fields_of(section):
             if not f.metadata.get("result", True):
@@ -305,7 +312,7 @@ def digest(spec: Spec) -> str:
 
 
 def resolve(part: Part) -> tuple[Any, Any]:
-    """(record, config) of a codec or a method: picked from the registry, its options read into its config dataclass.
+    """(record, config) of a codec, a method or an optimizer: picked from the registry, its options read into its config dataclass.
 
     Raises: FinloraError for an unknown kind; Problems for unknown options, wrong types, values its config refuses.
     """
@@ -442,6 +449,6 @@ def replace(spec: Spec, **sections: Mapping[str, Any]) -> Spec:
     for name, changes in sections.items():
         old = tree.get(name, {})
         if "kind" in changes and changes["kind"] != old.get("kind"):
-            old = {key: old[key] for key in ("targets",) if key in old}
+            old = {key: old[key] for key in ("targets", "also") if key in old}
         tree[name] = {**old, **changes}
     return spec_from_dict(tree)

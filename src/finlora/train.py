@@ -4,9 +4,9 @@
 backward pass, so that cutting a step into micro-batches changes neither loss nor gradient.  `fit` repeats it: schedule,
 clipping, validation, checkpoints.  It knows neither tasks nor methods; who calls it composes those.
 
-A run can be killed at any moment.  Everything that decides the next step is in the last checkpoint (trainable tensors,
-optimiser, step, torch's random state), the order of the data is a function of (seed, step), and so a resumed run is bitwise
-the undisturbed one.
+A run can be killed at any moment.  Everything that decides the next step is in the last checkpoint (trainable tensors, the
+frozen ones and the stored weights that a method changes on its way, optimiser, step, torch's random state), the order of
+the data is a function of (seed, step), and so a resumed run is bitwise the undisturbed one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import checkpoint, optim
+from . import checkpoint, optim, wiring
 from .data import Batch, collate, members, pack
 from .errors import FinloraError
+from .linear import EDIT, Linear
 from .logs import Logs
 from .loss import token_sums
 from .model import Model, head, hidden
 from .text import Tokens
+
+
+ADAPTER = "default"  # the adapter that trains
 
 
 class Interrupted(FinloraError):
@@ -102,6 +106,8 @@ class Progress:
     best: float = math.inf
     best_step: int = -1
     worse: int = 0
+    renewed: int = 0  # the last step after which a method renewed its parameters
+    rewarm: int = 0  # steps over which their rate warms up again
     val: list[list[float]] = field(default_factory=list)
     stopped: str = ""
 
@@ -117,11 +123,12 @@ def fit(
     validation: Sequence[Tokens] = (),
     progress: Any = None,
     logs: Logs | None = None,
+    optimizer: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Train the model's trainable parameters on `train`; returns the receipt's "train" section.
 
     settings: a spec.Train. folder: the run's folder (checkpoints/, log.jsonl); None keeps nothing. validation: examples
-    to watch. A checkpoint found in the folder is resumed from.
+    to watch. optimizer: its record and settings; None is adamw. A checkpoint found in the folder is resumed from.
     Raises: FinloraError when the loss is not finite or explodes (the last good checkpoint is kept); Interrupted on
     Ctrl-C, after saving.
     """
@@ -133,9 +140,9 @@ def fit(
     if settings.patience and folder is None:
         raise FinloraError("train.patience goes back to the best checkpoint, and a run without a folder keeps none", "give a folder, or set patience = 0")
     total = settings.steps or max(1, math.ceil(len(train) * settings.epochs / settings.batch))
-    optimizer = optim.adamw(model, settings)
+    stepper = optim.make(model, settings, optimizer)
     root = None if folder is None else folder / "checkpoints"
-    at = _resume(model, optimizer, root) if root is not None else Progress()
+    at = _resume(model, stepper, root) if root is not None else Progress()
     logs = logs or Logs(folder)
     logs.rewind(at.step)
     look = settings.validate_every or max(1, math.ceil(len(train) / settings.batch))
@@ -150,13 +157,19 @@ def fit(
             nats, weight = step(model, batches_of(chosen, row_tokens, settings.micro_rows, model.compiled is not None))
             loss = nats / weight
             _check_loss(loss, at, settings, model, root)
+            wiring.tend(model, ADAPTER, at.step, total)
             norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.clip or math.inf)
             if not math.isfinite(norm):  # AdamW would carry it into every parameter, and the next checkpoint keep it
                 raise _broken(f"the gradient's norm became {float(norm)}", at, root)
-            rate = optim.set_rate(optimizer, settings.lr, optim.share(at.step, total, settings))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            rate = optim.set_rate(stepper, settings.lr, optim.share(at.step, total, settings) * _rewarming(at))
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
             at.step += 1
+            if at.step < total:
+                renewed, rewarm = wiring.refresh(model, ADAPTER, at.step, total, seed)
+                if renewed:
+                    optim.forget(stepper, renewed)
+                    at.renewed, at.rewarm = at.step, rewarm
             n_tokens = sum(len(t.ids) - 1 for t in chosen)
             at.tokens, at.examples = at.tokens + n_tokens, at.examples + len(chosen)
             spent = time.perf_counter() - began
@@ -170,12 +183,12 @@ def fit(
             if looked:
                 _look(model, validation, row_tokens, settings, at, logs, progress)
             if root is not None and (looked or at.step % save_every == 0 or at.step == total or at.stopped or interrupt.asked):
-                _save(model, optimizer, root, at, settings.keep)
+                _save(model, stepper, root, at, settings)
             if interrupt.asked and at.step < total:
                 where = f"saved at step {at.step} of {total} in `{folder}`" if folder else "nothing was saved: the run has no folder"
                 raise Interrupted(f"stopped by the user, {where}", "run the same command again, without overwrite, to resume")
     if settings.patience and at.best_step not in (-1, at.step):
-        _put(model, checkpoint.load(root / f"step-{at.best_step:08d}")[0]["trainable"])
+        _put(model, checkpoint.load(root / f"step-{at.best_step:08d}")[0])
     if progress:
         progress.done()
     model.eval()
@@ -226,13 +239,42 @@ def _broken(what: str, at: Progress, root: Path | None) -> FinloraError:
     return FinloraError(f"{what} at step {at.step + 1}; {kept}", "lower train.lr, or lengthen train.warmup, and run again")
 
 
-def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progress, keep: int) -> None:
+def _rewarming(at: Progress) -> float:
+    """The share of the scheduled rate while renewed parameters warm up again."""
+    return min(1.0, (at.step - at.renewed + 1) / at.rewarm) if at.rewarm else 1.0
+
+
+def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progress, settings: Any) -> None:
     rng = {"cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(model.device)
     tensors = {"trainable": dict(model.trainable()), "optimizer": optim.state_tensors(optimizer), "rng": rng}
+    kept = {f"{key}/{name}": p for key, linear in _changing(model).items() for name, p in _frozen(linear).items()}
+    # a run that may go back to its best needs the weights from before the first edit too
+    stored = {
+        f"{key}/{name}": getattr(linear.store, name)
+        for key, linear in _changing(model).items()
+        if _edits(linear) and (linear.store.edits > 1 or settings.patience)
+        for name in linear.store.keys
+    }
+    tensors.update({group: named for group, named in (("frozen", kept), ("stored", stored)) if named})
     checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
-    checkpoint.tidy(root, keep, {f"step-{at.best_step:08d}"})
+    checkpoint.tidy(root, settings.keep, {f"step-{at.best_step:08d}"})
+
+
+def _changing(model: Model) -> dict[str, Linear]:
+    """The linears whose method may change, on its way, what does not train."""
+    how = {key: linear.how[ADAPTER][0] for key, linear in model.linears.items() if ADAPTER in linear.how}
+    return {key: model.linears[key] for key, method in how.items() if method.refresh or method.tend}
+
+
+def _frozen(linear: Linear) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in linear.adapters[ADAPTER].items() if not p.requires_grad}
+
+
+def _edits(linear: Linear) -> bool:
+    """Whether the method renews itself by editing the stored weight."""
+    return linear.how[ADAPTER][0].refresh is not None and EDIT[0] in linear.adapters[ADAPTER]
 
 
 def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progress:
@@ -240,7 +282,7 @@ def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progr
     if folder is None:
         return Progress()
     tensors, meta = checkpoint.load(folder)
-    _put(model, tensors["trainable"])
+    _put(model, tensors)
     optim.load_state(optimizer, tensors["optimizer"])
     torch.set_rng_state(tensors["rng"]["cpu"])
     if "cuda" in tensors["rng"] and model.device.type == "cuda":
@@ -248,14 +290,30 @@ def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progr
     return Progress(**meta)
 
 
-def _put(model: Model, tensors: dict[str, torch.Tensor]) -> None:
-    own = model.trainable()
-    odd = {name for name in own.keys() | tensors.keys() if name not in own or name not in tensors or own[name].shape != tensors[name].shape}
+def _put(model: Model, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Put back a checkpoint's parameters and stored weights; frozen parameters may have grown.
+
+    Raises: FinloraError, before anything is changed, where they are not this model's.
+    """
+    own, given = model.trainable(), tensors["trainable"]
+    odd = {name for name in own.keys() | given.keys() if name not in own or name not in given or own[name].shape != given[name].shape}
+    frozen = {f"{key}/{name}": (linear, name) for key, linear in _changing(model).items() for name in _frozen(linear)}
+    kept = tensors.get("frozen", {})
+    odd |= frozen.keys() ^ kept.keys()
+    stored = {f"{key}/{name}": (linear, name) for key, linear in _changing(model).items() if _edits(linear) for name in linear.store.keys}
+    odd |= tensors.get("stored", {}).keys() - stored.keys()
     if odd:
         raise FinloraError(f"the checkpoint does not fit this run: `{min(odd)}` differs or is on one side only", "set run.overwrite = true to start afresh")
     with torch.no_grad():
         for name, p in own.items():
-            p.copy_(tensors[name])
+            p.copy_(given[name])
+        for path, (linear, name) in frozen.items():
+            held = linear.adapters[ADAPTER]
+            held[name] = torch.nn.Parameter(kept[path].to(held[name].device), requires_grad=False)
+        for path, value in tensors.get("stored", {}).items():
+            linear, name = stored[path]
+            setattr(linear.store, name, value.to(model.device))
+            linear.store.edits += 1
 
 
 class _Interrupt:

@@ -23,6 +23,8 @@ from .registry import pick
 from .text import Tokens
 from .train import fit
 
+CACHE = {"auto": None, "on": True, "off": False}  # model.cache as open_model takes it
+
 
 def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict[str, Any]:
     """Tune spec.model on spec.data with spec.method over spec.codec, grade it, and return the receipt.
@@ -53,8 +55,10 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
         patterns=spec.method.patterns, also=spec.method.also, stats=stats, seed=spec.run.seed, online=spec.model.online,
-        adapter=spec.model.adapter or None,
+        adapter=spec.model.adapter or None, cache=CACHE[spec.model.cache],
     )  # fmt: skip
+    for line in model.notes if progress else ():
+        progress.note(line)
     del stats
     if spec.model.adapter:
         adapters.train_adapter(model)
@@ -65,7 +69,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
     meter = measure.meter(model.device)
     told = fit(
-        model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held,
+        model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held, optimizer=specs.resolve(spec.optimizer),
         progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})

@@ -16,21 +16,24 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .errors import FinloraError, unknown
-from .linear import Linear, Method, Stats, build
+from .linear import EDIT, Linear, Method, Place, Stats, Store, build
 from .registry import pick
+from .seam import check_over, check_stats, is_by_shape
 
 if TYPE_CHECKING:
     from .model import Model
+    from .weights import Source
 
 Saved = dict[str, tuple[Method, Any, dict[str, torch.Tensor]]]  # linear -> method, settings, parameters
-BLOCK, ATTENTION = r"(^|\.)\d+\.", r"(^|\.)([a-z]*_)?att[a-z]*(\.|$)"
+BLOCK, ATTENTION = r"(^|\.)\d+\.", r"(^|\.)([a-z]*_)?att(n|ention)[a-z0-9_]*(\.|$)"
 
 
 def find_linears(body: nn.Module) -> dict[str, nn.Module]:
@@ -67,15 +70,26 @@ def config_at(config: Any, name: str, patterns: Mapping[str, Mapping[str, Any]] 
     """
     for rule, values in (patterns or {}).items():
         if matches(name, rule):
-            known = [f.name for f in dataclasses.fields(config)]
-            for key in values:
-                if key not in known:
-                    raise unknown("key", key, known, f"method.patterns of `{rule}`")
-            try:
-                return dataclasses.replace(config, **values)
-            except FinloraError as error:
-                raise FinloraError(f"method.patterns of `{rule}`: {error.message}", error.hint) from error
+            return changed(config, rule, values)
     return config
+
+
+def changed(config: Any, rule: str, values: Mapping[str, Any]) -> Any:
+    """The method's settings with those of one pattern.
+
+    Raises: FinloraError, naming the pattern's rule, where it sets what the method does not have or refuses.
+    """
+    place = f"method.patterns of `{rule}`"
+    if not isinstance(values, Mapping):
+        raise FinloraError(f"{place} must be a table of settings, got {values!r}", "write {rank = 4}")
+    known = [f.name for f in dataclasses.fields(config)]
+    for key in values:
+        if key not in known:
+            raise unknown("key", key, known, place)
+    try:
+        return dataclasses.replace(config, **values)
+    except FinloraError as error:
+        raise FinloraError(f"{place}: {error.message}", error.hint) from error
 
 
 def rewire(
@@ -91,13 +105,14 @@ def rewire(
     seed: int = 0,
     stats: Mapping[str, Stats] | None = None,
     saved: Saved | None = None,
+    source: Source | None = None,
 ) -> Model:
     """Put the model's linears on the seam, in place, one at a time, and freeze what the method does not train.
 
     Each adapter is drawn from its own generator, seeded by (seed, name of the linear), so that neither the order of the
     linears nor what was drawn before can change it.  patterns: {rule: {setting: value}}.  also: `embeddings` and `head`,
     trained whole beside the adapter.  stats: what calibration saw, by linear.  saved: an adapter's own parameters, in place
-    of a method to draw.
+    of a method to draw.  source: where the weights come from, one at a time, when the modules hold none.
     Raises: FinloraError where the targets match no linear.
     """
     c, m = pick("codec", codec), pick("method", method) if method else None
@@ -116,35 +131,110 @@ def rewire(
     plan = _plan(m, method_config, chosen, found, patterns, stats)
     shapes = [shape_of(found[name]) for name in chosen]
     largest = (max(O for O, _ in shapes), max(I for _, I in shapes)) if shapes else None
+    device = model.device if source is None else source.device
+    if source is not None:
+        reads = [EDIT[0] in params for _, _, params in saved.values()] or [bool(plan) and not is_by_shape(m)]
+        source.prepare(c, codec_config, {name: shape_of(module) for name, module in found.items()}, make=not any(reads))
     for name in list(found):
         module = found.pop(name)  # the old linear is freed as soon as the new one stands
-        W = module.weight.detach()
         if type(module).__name__ == "Conv1D":
-            W = W.T.contiguous()
             model.turned.add(name)
         how, config, params = saved.get(name) or ((m, plan[name], None) if name in plan else (None, None, None))
+        place = {
+            "method": how,
+            "method_config": config,
+            "params": params,
+            "generator": generator_of(seed, name),
+            "stats": None if stats is None else stats.get(name),
+            "largest": largest,
+            "dtype": model.dtype,
+            "route": model.route,
+        }
+        bias = None if module.bias is None else module.bias.detach()
+        read = partial(_weight, module) if source is None else partial(source.weight, name)
+        store = None if source is None else source.store(name, c, codec_config)
         try:
-            linear = build(
-                W,
-                None if module.bias is None else module.bias.detach(),
-                codec=c,
-                codec_config=codec_config,
-                method=how,
-                method_config=config,
-                params=params,
-                generator=generator_of(seed, name),
-                stats=None if stats is None else stats.get(name),
-                largest=largest,
-                dtype=model.dtype,
-                route=model.route,
-            )
+            if store is None:
+                linear = build(read(), bias, codec=c, codec_config=codec_config, **place)
+            else:
+                linear = _build_over(store, read, bias, **place)
         except FinloraError as error:
             raise FinloraError(f"{name}: {error.message}", error.hint) from error
         parent, _, leaf = name.rpartition(".")
-        setattr(model.body.get_submodule(parent), leaf, linear.to(model.device))
+        setattr(model.body.get_submodule(parent), leaf, linear.to(device))
         model.linears[name] = linear
     model.route.active = "default" if m or saved else None
+    train_also(model, also)
     return model
+
+
+def train_also(model: Model, also: Sequence[str]) -> None:
+    """Let the weights of `embeddings` and `head` train whole, and note them in `model.also` {module: parameter} by their names.
+
+    A weight that both share is one tensor: naming either trains it, and both modules are noted.  Masters are fp32; where
+    the model computes in less, the embeddings' output is rounded to the compute dtype and everything behind stays as it
+    was.  A head's bias, which few families have, stays frozen.
+    Raises: FinloraError for another name, or for a model without such a layer.
+    """
+    body, layers = model.body, {"embeddings": model.body.get_input_embeddings(), "head": model.body.get_output_embeddings()}
+    for part in also:
+        if part not in layers:
+            raise unknown("part", part, layers, "method.also")
+        if not isinstance(getattr(layers[part], "weight", None), nn.Parameter):
+            raise FinloraError(f"method.also: {model.name} has no {part} of its own to train", "leave it out")
+    names = {id(p): name for name, p in body.named_parameters()}
+    for weight in {id(layers[part].weight): layers[part].weight for part in also}.values():
+        weight.requires_grad_(True)
+        narrow = weight.dtype.itemsize < 4
+        for name, module in body.named_modules():
+            if getattr(module, "weight", None) is not weight:
+                continue
+            model.also[name] = names[id(weight)]
+            if narrow and module is layers["embeddings"]:
+                module.register_forward_hook(partial(_rounded, model.dtype))
+            elif narrow:
+                module.register_forward_pre_hook(_widened)
+        if narrow:
+            weight.data = weight.data.float()
+
+
+def _rounded(dtype: torch.dtype, module: nn.Module, given: Any, out: torch.Tensor) -> torch.Tensor:
+    return out.to(dtype)
+
+
+def _widened(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (given[0].to(module.weight.dtype), *given[1:])
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    """W_OI of an nn.Linear or a Conv1D."""
+    W = module.weight.detach()
+    return W.T.contiguous() if type(module).__name__ == "Conv1D" else W
+
+
+def _build_over(store: Store, read: Callable[[], torch.Tensor], bias: torch.Tensor | None, **place: Any) -> Linear:
+    """As `build`, over a weight that is encoded already; the original is read only where the method looks at it or edits it."""
+    method, params, shape = place["method"], place["params"], store.shape
+    if method is not None:
+        check_over(method, store.codec)
+        if params is None:
+            check_stats(method.name, method.needs(place["method_config"]), place["stats"])
+            device = next(store.buffers()).device
+            # NaN, so that a method that looks after all is found out
+            W = torch.full((), torch.nan, device=device).expand(shape) if is_by_shape(method) else read().float()
+
+            def roundtrip(V: torch.Tensor) -> torch.Tensor:
+                again = store if V is W else Store(store.codec, store.cfg, V, store.dtype, place["stats"])
+                return again.dense(torch.float32)
+
+            seen = Place(roundtrip, store.codec.lossless, place["stats"], place["generator"], place["largest"] or shape)
+            params = method.init(place["method_config"], W, seen)
+        if EDIT[0] in params:
+            return build(read(), bias, codec=store.codec, codec_config=store.cfg, **{**place, "params": params})
+    linear = Linear(store, bias, place["route"], shape)
+    if method is not None:
+        linear.attach("default", method, place["method_config"], params)
+    return linear
 
 
 def generator_of(seed: int, name: str, step: int = 0) -> torch.Generator:
@@ -168,14 +258,21 @@ def _plan(m: Method | None, config: Any, chosen: list[str], found: dict, pattern
     return {name: config_at(shared[name], name, patterns) for name in chosen}
 
 
-def refresh(model: Model, name: str, step: int, total: int, seed: int) -> list[nn.Parameter]:
-    """Let methods renew the adapter `name` after a step; returns the trained parameters that are new."""
-    renewed = []
+def refresh(model: Model, name: str, step: int, total: int, seed: int) -> tuple[list[nn.Parameter], int]:
+    """Let methods renew the adapter `name` after a step.
+
+    Returns the trained parameters that are new, and over how many steps their learning rate is to warm up again (the
+    setting `rewarm` of those methods that have one). A method whose settings have an `every` is asked at its multiples
+    alone: asking decodes the weight.
+    """
+    renewed, warm = [], 0
     for key, linear in model.linears.items():
-        if name in linear.adapters:
+        if name in linear.adapters and step % getattr(linear.how[name][1], "every", 1) == 0:
             held = linear.adapters[name]
-            renewed += [held[k] for k in sorted(linear.refresh(name, step, total, generator_of(seed, key, step)))]
-    return renewed
+            fresh = sorted(linear.refresh(name, step, total, generator_of(seed, key, step)))
+            renewed += [held[k] for k in fresh]
+            warm = max(warm, getattr(linear.how[name][1], "rewarm", 0) if fresh else 0)
+    return renewed, warm
 
 
 def tend(model: Model, name: str, step: int, total: int) -> None:

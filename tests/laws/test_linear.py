@@ -171,10 +171,11 @@ def test_config_refusals(method):
     for rank in (0, -1, 2.5, True, "8"):
         with pytest.raises(FinloraError, match=f"rank must.*{rank}"):
             record.config(rank=rank)
-    for alpha in (0, -1.0, float("nan"), float("inf"), "x"):
+    fields = {f.name for f in dataclasses.fields(record.config)}  # some methods have no scale, or no dropout
+    for alpha in (0, -1.0, float("nan"), float("inf"), "x") if "alpha" in fields else ():
         with pytest.raises(FinloraError, match="alpha must"):
             record.config(alpha=alpha)
-    for dropout in (-0.1, 1, 1.5, "x"):
+    for dropout in (-0.1, 1, 1.5, "x") if "dropout" in fields else ():
         with pytest.raises(FinloraError, match="dropout must"):
             record.config(dropout=dropout)
     with pytest.raises(FinloraError, match="rank 49 is above the layer.*48 x 80.*at most 48"):

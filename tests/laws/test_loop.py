@@ -9,7 +9,7 @@ import json
 import math
 import os
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from finlora.methods.dora import DoRA
 from finlora.methods.lora import LoRA
 from finlora.methods.lora_plus import LoRAPlus
 from finlora.model import recompute, rewire
+from finlora.registry import names, pick
 from finlora.spec import Train
 from finlora.text import render
 from finlora.train import Interrupted, fit
@@ -502,3 +503,114 @@ def test_rows_are_padded_to_few_shapes(taught):
         assert not batch.weights[batch.doc < 0].any()
     weights = sum(float(b.weights.sum()) for b in batches_of(taught, 256, 2))
     assert weights == sum(sum(t.weights[1:]) for t in taught)
+
+
+# -- methods that change, on their way, what does not train ----------------------------------------------------------
+
+CHANGING = [name for name in names("method") if pick("method", name).refresh or pick("method", name).tend]
+RENEWING = [name for name in CHANGING if pick("method", name).refresh]
+OFTEN = {"rank": 4, "dropout": 0.1, "every": 3, "rewarm": 2}  # where the method has such a setting
+
+
+def changing(make_model, codec, method, **values):
+    """A fresh model under a method that renews itself after steps 3 and 6."""
+    record, kept = pick("method", method), {**OFTEN, **values}
+    known = {f.name for f in fields(record.config)}
+    config = record.config(**{key: value for key, value in kept.items() if key in known})
+    return rewire(make_model("llama"), codec=codec, method=method, method_config=config, seed=5)
+
+
+def whole(model):
+    """Everything: trained and frozen parameters, stored weights."""
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("codec", ["none", "nf4"])
+@pytest.mark.parametrize("method", CHANGING)
+def test_killed_where_a_method_changes_more_than_it_trains(method, codec, run, make_model, tmp_path):
+    """Killed right after each renewal, and before, with a checkpoint a step and with few: bitwise the run that was not."""
+    model, told = run(tmp_path / "calm", model=changing(make_model, codec, method))
+    start = whole(changing(make_model, codec, method))
+    trained = model.trainable().keys()
+    if method in RENEWING:
+        assert any(start[n].shape != t.shape or not torch.equal(start[n], t) for n, t in whole(model).items() if n not in trained)
+    for name, often, kills in (("often", {"checkpoint_every": 1}, (4, 7)), ("seldom", {}, (3, 8))):
+        for k in kills:
+            with pytest.raises(Killed):
+                run(tmp_path / name, model=changing(make_model, codec, method), progress=At(k, kill), settings=often)
+        again, told_again = run(tmp_path / name, model=changing(make_model, codec, method), settings=often)
+        assert same(whole(again), whole(model)) and timeless(told_again) == timeless(told)
+        assert lines(tmp_path / name) == lines(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("lost", ["frozen", "stored", "forgotten", "rewarmed"])
+def test_the_law_of_changing_methods_has_teeth(lost, run, make_model, tmp_path, monkeypatch):
+    """A checkpoint without one of the things that decide the next step does not resume to the same run."""
+    real = checkpoint.load
+
+    def load(folder):
+        tensors, meta = real(folder)
+        if lost == "frozen":
+            tensors["frozen"] = {n: t[:0] if n.endswith("A_base") else t[:, :0] for n, t in tensors["frozen"].items()}
+        if lost == "stored":
+            del tensors["stored"]
+        if lost == "forgotten":
+            tensors["optimizer"] = {}
+        return tensors, {**meta, "rewarm": 0} if lost == "rewarmed" else meta
+
+    model, _ = run(tmp_path / "calm", model=changing(make_model, "none", "relora"))
+    k = 6 if lost == "forgotten" else 4
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", model=changing(make_model, "none", "relora"), progress=At(k, kill), settings={"checkpoint_every": 1 if k == 6 else 3})
+    monkeypatch.setattr(checkpoint, "load", load)
+    again, _ = run(tmp_path / "killed", model=changing(make_model, "none", "relora"))
+    assert not same(whole(again), whole(model))
+
+
+@pytest.mark.parametrize("codec", ["none", "nf4"])
+@pytest.mark.parametrize("method", CHANGING)
+@pytest.mark.parametrize("best", [2, 4])
+def test_going_back_to_the_best_brings_back_everything(best, method, codec, run, make_model, tmp_path, monkeypatch):
+    """The best step is the second of a run that renews itself after 3, or the fourth and it is renewed again after 6: what
+    was frozen then, and stored then, returns."""
+    model, kept = changing(make_model, codec, method), {}
+
+    class Watching(Counting):
+        def step(self, step, **_):
+            self.at = step
+            kept[step] = whole(model)
+
+    counting = Watching()
+    monkeypatch.setattr(train, "mean_nats", lambda *_: 1.0 + abs(counting.at - best) / 10)
+    settings = {"patience": 2, "validate_every": 1, "keep": 1, "steps": 20, "schedule": "constant"}
+    _, told = run(tmp_path, model=model, settings=settings, progress=counting)
+    assert told["best_step"] == best and told["steps"] == best + 2
+    assert same(whole(model), kept[best]) and not same(whole(model), kept[best + 2])
+
+
+@pytest.mark.parametrize("method", RENEWING)
+def test_a_renewal_drops_moments_and_warms_up_again(method, run, make_model, tmp_path, monkeypatch):
+    """After steps 3 and 6 of 8, never after the last; the rate then climbs back over `rewarm` steps."""
+    forgotten, real = [], optim.forget
+
+    def forget(optimizer, params):
+        params = list(params)
+        forgotten.append(len(params))
+        real(optimizer, params)
+        assert all(p not in optimizer.state for p in params)
+
+    monkeypatch.setattr(optim, "forget", forget)
+    settings = {"warmup": 0, "lr": 1e-3, "schedule": "constant"}
+    model, _ = run(tmp_path, model=changing(make_model, "none", method), settings=settings)
+    rates = [row["lr"] for row in lines(tmp_path) if "loss" in row]
+    assert rates == pytest.approx([1e-3 * f for f in (1, 1, 1, 0.5, 1, 1, 0.5, 1)], rel=1e-12)
+    assert forgotten == [len(model.trainable())] * 2
+    forgotten.clear()
+    run(None, model=changing(make_model, "none", method, every=4), settings=settings)
+    assert len(forgotten) == 1, "renewed after the last step"
+
+
+def test_what_changes_nothing_frozen_writes_the_files_it_always_did(run, tmp_path):
+    run(tmp_path)
+    files = {p.name for p in checkpoint.latest(tmp_path / "checkpoints").iterdir()}
+    assert files == {"trainable.safetensors", "optimizer.safetensors", "rng.safetensors", "meta.json", "manifest.json"}

@@ -119,6 +119,18 @@ def test_threads_and_slices_change_nothing(codec, shape, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_4_bits_of_a_large_weight(name):
+    """Several slices, and memory of huge pages where the system has them."""
+    codec, W = pick("codec", name), sample((1100, 2048), torch.float32, gaussian)
+    ours = codec.encode(codec.config(), W)
+    codes, state = bnb.quantize_4bit(W, quant_type=name, blocksize=64)
+    assert torch.equal(ours["codes"], codes.view(-1)) and torch.equal(ours["absmax"], state.absmax)
+    assert torch.equal(
+        codec.decode(codec.config(), ours, (1100, 2048), torch.float32), bnb.dequantize_4bit(codes, state)
+    )
+
+
 @pytest.mark.parametrize("shape, dtype, make", CASES)
 def test_int8(shape, dtype, make):
     codec, W = pick("codec", "int8"), sample(shape, dtype, make)

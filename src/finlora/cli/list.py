@@ -1,4 +1,4 @@
-"""finlora list methods|codecs|tasks"""
+"""finlora list methods|codecs|optimizers|tasks"""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import typer
 
 
 def command(
-    family: Annotated[str, typer.Argument(metavar="methods|codecs|tasks", help="What to list.", show_default=False)],
+    family: Annotated[
+        str, typer.Argument(metavar="methods|codecs|optimizers|tasks", help="What to list.", show_default=False)
+    ],
     json: Annotated[bool, typer.Option("--json", help="As JSON: a list of objects, each with `name`.")] = False,
 ) -> None:
-    """Show what there is: methods, codecs or tasks.
+    """Show what there is: methods, codecs, optimizers or tasks.
 
     [dim]finlora list codecs[/dim]
     """
@@ -30,9 +32,9 @@ def command(
     table.add_column()
     for row in rows:
         facts = (
-            f"{key.replace('_', ' ')}: {_shown(value)}"
+            f"{_WORDS.get(key, key.replace('_', ' '))}: {_shown(value)}"
             for key, value in row.items()
-            if key not in ("name", "about", "kind") and value not in ("", {})
+            if key not in ("name", "about", "kind") and value not in ("", {}, [])
         )
         table.add_row(row["name"], Text.assemble(row["about"], ("\n" + ", ".join(facts), "dim")))
     Console(highlight=False).print(table)
@@ -48,7 +50,7 @@ def members(family: str) -> list[dict[str, Any]]:
 
     kind = family.removesuffix("s")
     if kind not in registry.FAMILIES:
-        raise unknown("list", family, ["methods", "codecs", "tasks"])
+        raise unknown("list", family, ["methods", "codecs", "optimizers", "tasks"])
     out = []
     for name in registry.names(kind):
         record = registry.pick(kind, name)
@@ -90,9 +92,18 @@ def _options(config: type) -> dict[str, Any]:
 
 
 def _method(record: Any) -> dict[str, Any]:
+    from ..traits import traits
+
+    found = traits(record)
     return {
+        "paper": record.paper,
         "adapter": not record.trains_base,
+        "export": found.export,
         "to_lora": record.to_lora is not None,
+        "over": record.over if not record.trains_base else "lossless",
+        "needs": [*record.needs(record.config())],
+        "frozen": [*found.params],
+        "refreshes": record.refresh is not None,
         "options": _options(record.config),
     }
 
@@ -101,7 +112,22 @@ def _codec(record: Any) -> dict[str, Any]:
     import torch
 
     bits = record.bits(record.config(), (1024, 1024), torch.float32)
-    return {"bits_per_weight": round(bits, 4), "lossless": record.lossless, "options": _options(record.config)}
+    return {
+        "paper": record.paper,
+        "bits_per_weight": round(bits, 4),
+        "lossless": record.lossless,
+        "needs": [*record.needs(record.config())],
+        "options": _options(record.config),
+    }
+
+
+def _optimizer(record: Any) -> dict[str, Any]:
+    return {
+        "paper": record.paper,
+        "paired": record.paired,
+        "invariant": record.invariant,
+        "options": _options(record.config),
+    }
 
 
 def _task(record: Any) -> dict[str, Any]:
@@ -113,7 +139,8 @@ def _task(record: Any) -> dict[str, Any]:
     }
 
 
-_FACTS = {"method": _method, "codec": _codec, "task": _task}
+_FACTS = {"method": _method, "codec": _codec, "optimizer": _optimizer, "task": _task}
+_WORDS = {"frozen": "extra state", "paired": "for low-rank pairs", "invariant": "independent of the factoring"}
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..linear import Codec
 from . import _table4
-from ._table4 import CHUNK  # noqa: F401
 
 # Quantiles of N(0, 1) with an exact zero and ends at 1: 8 on the positive side, 7 on the negative (QLoRA appendix E).
 CODE = (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import FinloraError
 from ..linear import Method, Peft, Place
+from ..seam import by_shape
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def scale(cfg: LoRA) -> float:
     return cfg.alpha / cfg.rank
 
 
+@by_shape
 def init(cfg: LoRA, W_OI: Tensor, place: Place) -> dict[str, Tensor]:
     """{"A": (R, I), "B": (O, R)}, fp32 on W's device.
 

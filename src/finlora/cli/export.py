@@ -1,0 +1,38 @@
+"""finlora export merged|peft|bnb SOURCE --out DIR"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    what: Annotated[str, typer.Argument(metavar="FORM", help="merged: a dense model; peft: an adapter folder; bnb: a bitsandbytes checkpoint.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run's folder, an adapter's folder, or a model.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to write; it must not exist.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (as the base's checkpoint), bfloat16, float16 or float32.")] = "auto",
+    shard_size: Annotated[str, typer.Option("--shard-size", help="Largest file of weights: 500MB, 2GB ...")] = "2GB",
+    base: Annotated[str, typer.Option("--base", help="merged: into the dequantised weights it was trained over, or the original ones.")] = "dequantised",
+    rank: Annotated[int | None, typer.Option("--rank", help="peft: cut the adapter to this rank by SVD.")] = None,
+    codec: Annotated[str | None, typer.Option("--codec", metavar="KIND", help="bnb: nf4, nf4_dq, fp4 or int8; default: as trained.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
+) -> None:
+    """Write a tuned model in the form that another tool reads.
+
+    [dim]finlora export merged runs/finlora --out exported --dtype bfloat16[/dim]
+    """
+    from ..errors import FinloraError, unknown
+
+    forms = {"merged": {"dtype", "shard_size", "base"}, "peft": {"rank"}, "bnb": {"dtype", "shard_size", "codec"}}
+    if what not in forms:
+        raise unknown("form", what, forms)
+    given = {"dtype": dtype, "shard_size": shard_size, "base": base, "rank": rank, "codec": codec}
+    default = {"dtype": "auto", "shard_size": "2GB", "base": "dequantised", "rank": None, "codec": None}
+    for key in given.keys() - forms[what]:
+        if given[key] != default[key]:
+            raise FinloraError(f"--{key.replace('_', '-')} says nothing to `export {what}`", f"leave it out; it belongs to {', '.join(f for f in forms if key in forms[f])}")
+    from .. import export
+
+    folder = getattr(export, what)(source, out, device=device, **{key: given[key] for key in forms[what]})
+    typer.echo(str(folder))
