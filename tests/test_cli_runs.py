@@ -142,3 +142,33 @@ def test_an_adapter_is_graded_over_the_codec_it_was_trained_over(home, capsys):
         for name in codec
     }
     assert scores["kept"] == scores["q"] != scores["told"]
+
+
+def test_a_tuner_of_peft_runs_as_a_baseline(home, capsys):
+    pytest.importorskip("peft", reason="peft is not installed")
+    assert main(["finetune", "run.toml", "--set", "method.kind=peft:loha", "--set", "method.r=2"]) == 0
+    receipt = json.loads((home / "out" / "receipt.json").read_text(encoding="utf-8"))
+    assert receipt["method"] == "peft:loha" and receipt["train"]["loss_last"] > 0 and receipt["results"]["fpb"]["n"] == 3
+    config = json.loads((home / "out" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["peft_type"] == "LOHA" and config["r"] == 2
+    capsys.readouterr()
+    assert main(["finetune", "run.toml", "--set", "method.kind=peft:loha", "--set", "codec.kind=nf4", "-o", "b"]) == 2
+    assert "lossless" in capsys.readouterr().err
+    assert main(["finetune", "run.toml", "--set", "method.kind=peft:lohha", "-o", "b"]) == 2
+    assert "did you mean `peft:loha`" in capsys.readouterr().err and not (home / "b").exists()
+
+
+@pytest.mark.parametrize("kind", ["eva", "residual", "lora_ga"])
+def test_a_method_that_calibrates_does_so_by_itself(home, capsys, kind):
+    assert main(["finetune", "run.toml", "--set", f"method.kind={kind}", "--set", "codec.kind=nf4", "--set", "calibrate.examples=4"]) == 0
+    assert "calibrating on 4 training examples" in capsys.readouterr().err
+    before = disk(home / "out" / "adapter")
+    assert main(["finetune", "run.toml", "--set", f"method.kind={kind}", "--set", "codec.kind=nf4", "--set", "calibrate.examples=4", "--overwrite"]) == 0
+    assert disk(home / "out" / "adapter") == before, "the same spec gives the same adapter"
+
+
+def test_another_optimiser(home, capsys):
+    assert main(["finetune", "run.toml", "--set", "optimizer.kind=muon"]) == 0
+    adam = disk(home / "out" / "adapter")
+    assert main(["finetune", "run.toml", "--overwrite"]) == 0
+    assert disk(home / "out" / "adapter") != adam, "[optimizer] has no effect"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import adapters, measure, receipt, rows, runs, text
+from . import adapters, baselines, measure, receipt, rows, runs, text
 from . import model as models
 from . import spec as specs
 from .errors import FinloraError
@@ -29,9 +29,8 @@ CACHE = {"auto": None, "on": True, "off": False}  # model.cache as open_model ta
 def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict[str, Any]:
     """Tune spec.model on spec.data with spec.method over spec.codec, grade it, and return the receipt.
 
-    grade: False stops at the validation loss, for a search that must not see the test split.
-
-    The run folder then holds adapter/ (PEFT's format; model/ for full fine-tuning), records/, log.jsonl and receipt.json.
+    grade: False stops at the validation loss, for a search that must not see the test split. The run folder
+    then holds adapter/ (PEFT's format; model/ for full fine-tuning), records/, log.jsonl and receipt.json.
     A run that was cut off goes on from its last checkpoint; one that has finished returns its receipt.
     Raises: FinloraError, with nothing of the user's written over.
     """
@@ -51,15 +50,18 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         return finished
     torch.manual_seed(spec.run.seed)
     stats = calibrated(spec, progress)
+    outside = baselines.is_baseline(spec.method.kind) and not spec.model.adapter
     model = models.open_model(
-        spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
-        method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
+        spec.model.name, codec=None if outside else spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
+        method=None if outside or spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
         patterns=spec.method.patterns, also=spec.method.also, stats=stats, seed=spec.run.seed, online=spec.model.online,
         adapter=spec.model.adapter or None, cache=CACHE[spec.model.cache],
     )  # fmt: skip
     for line in model.notes if progress else ():
-        progress.note(line)
+        progress.note(f"note: {line}")
     del stats
+    if outside:
+        baselines.wrap(model, spec.method.kind.removeprefix(baselines.MARK), method_config, spec.method.targets, spec.run.seed)
     if spec.model.adapter:
         adapters.train_adapter(model)
     if spec.train.recompute:
@@ -69,8 +71,8 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
     meter = measure.meter(model.device)
     told = fit(
-        model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held, optimizer=specs.resolve(spec.optimizer),
-        progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
+        model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held,
+        optimizer=specs.resolve(spec.optimizer), progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})
     _save(model, method, folder)
@@ -161,7 +163,9 @@ def _first(examples: Sequence[Any], most: int, seed: int) -> list[Any]:
 
 
 def _save(model: models.Model, method: Any, folder: Path) -> None:
-    if method.trains_base:
+    if "baseline" in model.__dict__:
+        baselines.save(model, folder / "adapter", replace=True)
+    elif method.trains_base:
         models.save(model, folder / "model", replace=True)
     else:
         adapters.save_adapter(model, folder / "adapter", replace=True)
