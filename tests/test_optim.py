@@ -462,6 +462,36 @@ def test_pairs_are_both_trained_and_enter_as_a_product(make_model):
     assert len(optim.pairs_of(model)) == len(pairs) - 1
 
 
+@pytest.mark.parametrize("codec", ["none", "nf4"])
+@pytest.mark.parametrize("method", ["rosa", "relora"])
+def test_pairs_beside_frozen_rounds_are_pairs(method, codec, make_model, taught):
+    """Earlier rounds make the plain LoRA form wider, not another map of the pair that trains."""
+    record = registry.pick("method", method)
+    model = rewire(make_model("llama"), method=method, codec=codec, method_config=record.config(rank=4, alpha=6.0, every=1))
+    for renewed in (False, True):
+        if renewed:
+            for k, linear in enumerate(model.linears.values()):
+                linear.refresh("default", 1, 9, torch.Generator().manual_seed(k))
+        pairs = optim.pairs_of(model)
+        assert len(pairs) == len(model.linears)
+        for (A, B, s), linear in zip(pairs, model.linears.values()):
+            held = linear.adapters["default"]
+            assert A is held["A"] and B is held["B"] and s == pytest.approx(1.5, rel=1e-12)
+    before = {name: p.detach().clone() for name, p in model.trainable().items()}
+    made = optim.make(model, SETTINGS, "lora_rite")
+    for _ in range(2):  # B may be zero in the first
+        step(model, batches_of(taught[:2], 256, 1))
+        made.step()
+        made.zero_grad()
+    assert all(p.isfinite().all() and not torch.equal(p, before[name]) for name, p in model.trainable().items())
+
+
+@pytest.mark.parametrize("method", ["iec", "adalora", "vera", "miss"])
+def test_factors_that_are_alike_at_the_start_alone_are_no_pair(method, make_model):
+    model = rewire(make_model("llama"), method=method, method_config=registry.pick("method", method).config(rank=4))
+    assert not optim.pairs_of(model)
+
+
 @over_family
 def test_a_member_of_pairs_refuses_a_model_without(member, make_model):
     model = rewire(make_model("llama"), method="full")

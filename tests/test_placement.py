@@ -9,10 +9,12 @@ import torch
 
 from finlora import optim
 from finlora.adapters import save_adapter
+from finlora.calibrate import collect
 from finlora.errors import FinloraError
 from finlora.methods.lora import LoRA
 from finlora.methods.rslora import RsLoRA
 from finlora.model import autocast, find_linears, open_model, rewire, save
+from finlora.registry import pick
 from finlora.spec import Train
 from finlora.train import batches_of, fit, step
 from finlora.wiring import config_at, matches
@@ -107,12 +109,36 @@ def test_patterns_leave_other_linears_draws_alone(make_model):
         ({"q_proj": {"rnak": 3}}, "no key named `rnak` in method.patterns of `q_proj` (hint: did you mean `rank`?"),
         ({"q_proj": {"rank": 0}}, "method.patterns of `q_proj`: rank must be a whole number of at least 1, got 0"),
         ({"q_proj": {"rank": 33}}, "rank 33 is above the layer, whose weight is 32 x 32"),
+        ({"c_attn": {"rank": 2}}, "method.patterns: the rule `c_attn` names no linear that takes the method"),
     ],
 )
 def test_patterns_that_are_refused(patterns, wanted, make_model):
     with pytest.raises(FinloraError) as caught:
         rewire(make_model("llama"), method="lora", patterns=patterns)
     assert wanted in str(caught.value)
+
+
+def test_one_of_several_targets_that_matches_nothing(make_model):
+    with pytest.raises(FinloraError, match="method.targets: the rule `vproj` matches no linear of .*q_proj"):
+        rewire(make_model("llama"), method="lora", targets=("q_proj", "vproj"))
+
+
+def test_a_method_that_shares_out_ranks_beside_patterns(make_model, taught):
+    """A pattern's rank comes with the alpha that was written, not with the one meant for the shared-out rank; missing statistics are named."""
+    model = make_model("llama")
+    stats = collect(model, taught, ["moment_II"])
+    config = pick("method", "eva").config(rank=4, alpha=8.0)
+    rewire(model, method="eva", method_config=config, stats=stats, patterns={"q_proj": {"rank": 2}, "v_proj": {"dropout": 0.1}})
+    got = {name: linear.how["default"][1] for name, linear in model.linears.items()}
+    assert len({one.rank for one in got.values()}) > 2
+    for name, one in got.items():
+        if name.endswith("q_proj"):
+            assert (one.rank, one.alpha) == (2, 8.0)
+        else:
+            assert one.alpha / one.rank == 2.0 and one.dropout == (0.1 if name.endswith("v_proj") else 0.0)
+    lost = next(name for name in stats if name.endswith("up_proj"))
+    with pytest.raises(FinloraError, match=f"{lost}: `eva` starts from calibration and was given no moment"):
+        rewire(make_model("llama"), method="eva", method_config=config, stats={k: v for k, v in stats.items() if k != lost})
 
 
 @pytest.mark.parametrize("method, config", [("lora", LoRA(rank=4, alpha=8.0)), ("rslora", RsLoRA(rank=4, alpha=8.0))])

@@ -170,8 +170,9 @@ class Route:
             names = list(dict.fromkeys(self.check(name) for name in key[0]))
             groups = [[i for i, row in enumerate(key[0]) if row == name] for name in names]
             order = [i for group in groups for i in group]
-            back = torch.tensor(sorted(range(count), key=order.__getitem__), device=device)
-            self._split = key, [(n, torch.tensor(g, device=device)) for n, g in zip(names, groups)], back
+            with torch.inference_mode(False):  # what an evaluation built may serve a training step
+                back = torch.tensor(sorted(range(count), key=order.__getitem__), device=device)
+                self._split = key, [(n, torch.tensor(g, device=device)) for n, g in zip(names, groups)], back
         return self._split[1], self._split[2]
 
 
@@ -231,12 +232,16 @@ class Linear(nn.Module):
     ) -> None:
         """Draw fresh parameters over the base as it is stored, and attach them as `name`.
 
-        Raises: FinloraError as `attach` does, and when the method would have to edit the base.
+        Raises: FinloraError as `attach` does, when the method would have to edit the base, and on missing stats.
         """
         store = self.store
         if store is None or method.trains_base:
             raise self._owns_base(name, method)
-        params = method.init(cfg, store.dense(torch.float32), self._place(generator, stats, largest))
+        check_over(method, store.codec)
+        check_stats(method.name, method.needs(cfg), stats)
+        W = store.dense(torch.float32)
+        seen = None if stats is None else stats.on(W.device, method.needs(cfg))
+        params = method.init(cfg, W, self._place(generator, seen, largest))
         if EDIT[0] in params:
             raise self._owns_base(name, method)
         self.attach(name, method, cfg, params)
@@ -273,13 +278,10 @@ class Linear(nn.Module):
         return renewed
 
     def _place(self, generator=None, stats=None, largest=None) -> Place:
-        store = self.store
-        assert store is not None
-
-        def roundtrip(W: Tensor) -> Tensor:
-            return Store(store.codec, store.cfg, W, store.dtype, stats).dense(torch.float32)
-
-        return Place(roundtrip, store.codec.lossless, stats, generator, largest or self.shape)
+        """The place of a method over the weight as it is stored, which encoding again might move (not every codec is a
+        projection): it stays what it is."""
+        assert self.store is not None
+        return Place(lambda W: W, self.store.codec.lossless, stats, generator, largest or self.shape)
 
     def _owns_base(self, name: str, method: Method) -> FinloraError:
         owner = f"adapter `{self.sole}`" if self.sole is not None else f"method `{method.name}`"
@@ -372,7 +374,8 @@ def build(
     check_finite(W_OI)
     if params is None:
         check_stats(method.name, method.needs(method_config), stats)
-        place = Place(roundtrip, codec.lossless, stats, generator, largest or shape)
+        seen = None if stats is None else stats.on(W_OI.device, method.needs(method_config))
+        place = Place(roundtrip, codec.lossless, seen, generator, largest or shape)
         params = method.init(method_config, W_OI.float(), place)
     store = None
     if not method.trains_base:

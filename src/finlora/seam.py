@@ -9,7 +9,7 @@ Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ class Stats:
     moment_II: Tensor | None = None
     grad_OI: Tensor | None = None
     tokens: int = 0
+
+    def on(self, device: torch.device, names: tuple[str, ...]) -> Stats:
+        """The same with these fields on `device`; calibration keeps all of them on the CPU."""
+        held = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
 
 
 def nothing(cfg: Any) -> tuple[str, ...]:
@@ -88,8 +93,9 @@ EDIT = ("A_base", "B_base")
 class Place:
     """What a method may know of its linear beside the weight.
 
-    roundtrip(W_OI) -> W as the store will give it back, fp32. lossless: whether that is W. stats: what calibration saw.
-    generator: the source of draws. largest: (out, in), each the largest among the linears that are adapted together.
+    roundtrip(W_OI) -> W as the store will give it back, fp32; W itself where it has been stored already. lossless: whether
+    the store loses nothing. stats: what calibration saw, what the method needs of it on W's device. generator: the source of
+    draws. largest: (out, in), each the largest among the linears that are adapted together.
     """
 
     roundtrip: Callable[[Tensor], Tensor]
@@ -120,7 +126,9 @@ class Method:
     `apply`.
     groups(cfg, params) -> {parameter: learning-rate multiplier}.
     refresh(cfg, params, W_OI, place, step, total) -> new parameters after `step` of `total` steps, or None when it is not
-    time; W_OI is the stored weight. Trained parameters keep their shapes; EDIT may only grow at its end.
+    time; W_OI is the stored weight. Trained parameters keep their shapes; EDIT may only grow at its end. Two settings of
+    such a method are read by `wiring.refresh`: `every` (it is asked at multiples of that many steps alone, at every step where
+    it has no such setting) and `rewarm` (steps over which the learning rate warms up after a renewal, 0 where it has none).
     to_lora(cfg, params) -> (A_RI, B_OR, scale), exactly the same map over the stored weight as plain LoRA; the slot is
     None where there is none.
     trains_base: the params hold the weight itself as "W" and the linear keeps no store.

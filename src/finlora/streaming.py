@@ -40,8 +40,10 @@ class Empty(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
-        elif getattr(func, "__name__", "") in DRAWS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]  # as torch would do, in a millisecond each
+        elif getattr(func, "__name__", "") in DRAWS:
+            target = args[0] if args else kwargs.get("tensor")  # torch.nn.init names it
+            if isinstance(target, Tensor) and target.is_meta:
+                return target  # as torch would say in the end, a millisecond later
         return func(*args, **kwargs)
 
 

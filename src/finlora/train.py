@@ -33,7 +33,6 @@ from .loss import token_sums
 from .model import Model, head, hidden
 from .text import Tokens
 
-
 ADAPTER = "default"  # the adapter that trains
 
 
@@ -257,7 +256,8 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progre
         if _edits(linear) and (linear.store.edits > 1 or settings.patience)
         for name in linear.store.keys
     }
-    tensors.update({group: named for group, named in (("frozen", kept), ("stored", stored)) if named})
+    begun = {f"{key}/{name}": p for key, linear in _edited_once(model).items() for name, p in _edit_of(linear).items()}
+    tensors.update({group: named for group, named in (("frozen", kept), ("stored", stored), ("begun", begun)) if named})
     checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
     checkpoint.tidy(root, settings.keep, {f"step-{at.best_step:08d}"})
 
@@ -266,6 +266,36 @@ def _changing(model: Model) -> dict[str, Linear]:
     """The linears whose method may change, on its way, what does not train."""
     how = {key: linear.how[ADAPTER][0] for key, linear in model.linears.items() if ADAPTER in linear.how}
     return {key: model.linears[key] for key, method in how.items() if method.refresh or method.tend}
+
+
+def _edited_once(model: Model) -> dict[str, Linear]:
+    """The linears whose stored weight was edited as the run began, and is not kept by a checkpoint."""
+    changing = _changing(model)
+    mine = {key: linear for key, linear in model.linears.items() if ADAPTER in linear.how and key not in changing}
+    return {key: linear for key, linear in mine.items() if EDIT[0] in linear.adapters[ADAPTER]}
+
+
+def _edit_of(linear: Linear) -> dict[str, torch.nn.Parameter]:
+    return {name: linear.adapters[ADAPTER][name] for name in EDIT}
+
+
+def _check_begun(model: Model, given: dict[str, torch.Tensor]) -> None:
+    """Refuse factors that were trained beside another part of the weight than this start took from it.
+
+    A start that is calculated again is the same to the bit, unless it was calibrated by kernels that add in any order:
+    noise of 1e-6 in a gradient moves the part by up to 4e-5 of itself, noise of 1e-3 by 5e-3. Another start moves it
+    by more than itself.
+    """
+    for key, linear in _edited_once(model).items() if given else ():
+        own = _edit_of(linear)
+        kept = {name: given[f"{key}/{name}"].to(p.device) for name, p in own.items() if f"{key}/{name}" in given}
+        if kept.keys() == own.keys() and all(torch.equal(kept[name], p) for name, p in own.items()):
+            continue
+        if kept.keys() == own.keys() and all(kept[name].shape == p.shape for name, p in own.items()):
+            part = own[EDIT[1]] @ own[EDIT[0]]
+            if float((kept[EDIT[1]] @ kept[EDIT[0]] - part).norm()) <= 1e-2 * float(part.norm()):
+                continue
+        raise FinloraError(f"the checkpoint's factors of `{key}` were taken from another part of its weight than this start takes", "set run.overwrite = true to start afresh")
 
 
 def _frozen(linear: Linear) -> dict[str, torch.nn.Parameter]:
@@ -305,6 +335,7 @@ def _put(model: Model, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
     if odd:
         raise FinloraError(f"the checkpoint does not fit this run: `{min(odd)}` differs or is on one side only", "set run.overwrite = true to start afresh")
     with torch.no_grad():
+        _check_begun(model, tensors.get("begun", {}))
         for name, p in own.items():
             p.copy_(given[name])
         for path, (linear, name) in frozen.items():

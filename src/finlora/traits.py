@@ -59,14 +59,38 @@ def pair(
     """(A_RI, B_OR, scale) where the method trains two factors that enter its linear as scale * B A, else None.
 
     A method whose plain LoRA form is of other factors than its own A and B (it adds to them, or scales between) has
-    none."""
+    none. Further rows and columns, of earlier rounds that stand beside the store, do no harm where A and B are not in
+    them."""
     A, B = params.get("A"), params.get("B")
     if A is None or B is None or {"A", "B"} & set(method.frozen) or A.ndim != 2 or B.shape[1:] != A.shape[:1]:
         return None
     if method.to_lora is None:
         return A, B, getattr(config, "alpha", 1.0) / getattr(config, "rank", 1.0)
     own_A, own_B, scale = method.to_lora(config, params)
-    return (A, B, float(scale)) if own_A is A and own_B is B else None
+    if own_A is A and own_B is B:
+        return A, B, float(scale)
+    led = _leading(method, config, params)
+    return None if led is None else (A, B, led)
+
+
+def _leading(method: Method, config: Any, params: dict[str, torch.Tensor]) -> float | None:
+    """s where the plain LoRA form is [A; C], [s B, D] and C D knows nothing of A and B; None where it is not.
+
+    Tried on drawn numbers, so that what is alike at a start (zeros, ones) is not taken to be alike for good."""
+    draw = torch.Generator().manual_seed(0)
+    drawn = {key: torch.rand(p.shape, generator=draw, dtype=torch.float64) + 0.5 for key, p in params.items()}
+    R, rests, s = len(drawn["A"]), [], None
+    for factor in (1.0, 3.0):
+        A, B = factor * drawn["A"], 2 * factor * drawn["B"]
+        own_A, own_B, scale = method.to_lora(config, {**drawn, "A": A, "B": B})
+        if len(own_A) < R or not torch.equal(own_A[:R], A):
+            return None
+        ratio = scale * own_B[:, :R] / B
+        s = float(ratio.mean())
+        if not torch.allclose(ratio, ratio.new_tensor(s), rtol=1e-12, atol=0):
+            return None
+        rests.append((own_A[R:], scale * own_B[:, R:]))
+    return s if all(torch.equal(a, b) for a, b in zip(*rests)) else None
 
 
 def _small(config: Any) -> Any:

@@ -58,7 +58,7 @@ DTYPES = {
 }  # fmt: skip
 FORMAT = 1  # of an entry of the cache
 WORTH = 64 << 20  # bytes of checkpoint below which encoding again is as quick as looking
-PART = 128 << 20  # bytes of encoded weights held before they are written
+PART = 64 << 20  # bytes of encoded weights held before they are written
 STALE = 24 * 3600  # seconds after which a half-written entry belongs to nobody
 
 

@@ -113,7 +113,7 @@ def rewire(
     linears nor what was drawn before can change it.  patterns: {rule: {setting: value}}.  also: `embeddings` and `head`,
     trained whole beside the adapter.  stats: what calibration saw, by linear.  saved: an adapter's own parameters, in place
     of a method to draw.  source: where the weights come from, one at a time, when the modules hold none.
-    Raises: FinloraError where the targets match no linear.
+    Raises: FinloraError where the targets, one of several, or the rule of a pattern match no linear.
     """
     c, m = pick("codec", codec), pick("method", method) if method else None
     codec_config = c.config() if codec_config is None else codec_config
@@ -123,6 +123,10 @@ def rewire(
     if m and not chosen:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
         raise FinloraError(f"method.targets: `{targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
+    for rule in () if m is None or isinstance(targets, str) else targets:
+        if not any(matches(name, rule) for name in chosen):
+            kinds = sorted({name.rsplit(".", 1)[-1] for name in found})
+            raise FinloraError(f"method.targets: the rule `{rule}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
     if m and m.trains_base and not c.lossless:
         raise FinloraError(f"method `{m.name}` trains the base itself and cannot do so over the lossy codec `{c.name}`", "write codec.kind = \"none\", or choose an adapter method such as lora")
     if m and m.trains_base:
@@ -227,7 +231,8 @@ def _build_over(store: Store, read: Callable[[], torch.Tensor], bias: torch.Tens
                 again = store if V is W else Store(store.codec, store.cfg, V, store.dtype, place["stats"])
                 return again.dense(torch.float32)
 
-            seen = Place(roundtrip, store.codec.lossless, place["stats"], place["generator"], place["largest"] or shape)
+            stats = None if place["stats"] is None else place["stats"].on(device, method.needs(place["method_config"]))
+            seen = Place(roundtrip, store.codec.lossless, stats, place["generator"], place["largest"] or shape)
             params = method.init(place["method_config"], W, seen)
         if EDIT[0] in params:
             return build(read(), bias, codec=store.codec, codec_config=store.cfg, **{**place, "params": params})
@@ -252,10 +257,24 @@ def _plan(m: Method | None, config: Any, chosen: list[str], found: dict, pattern
     """Settings of each chosen linear: what the patterns say, then what the method itself shares out."""
     if m is None:
         return {}
+    for rule in patterns or {}:
+        if not any(matches(name, rule) for name in chosen):
+            raise FinloraError(f"method.patterns: the rule `{rule}` names no linear that takes the method", "correct it, or leave it out")
     if m.plan is None or stats is None:
         return {name: config_at(config, name, patterns) for name in chosen}
+    for name in chosen:
+        try:
+            check_stats(m.name, m.needs(config), stats.get(name))
+        except FinloraError as error:
+            raise FinloraError(f"{name}: {error.message}", error.hint) from error
     shared = m.plan(config, {name: stats[name] for name in chosen}, {name: shape_of(found[name]) for name in chosen})
-    return {name: config_at(shared[name], name, patterns) for name in chosen}
+    moved = {f.name for f in dataclasses.fields(config) for one in shared.values() if getattr(one, f.name) != getattr(config, f.name)}
+    # a pattern that sets one of what the plan shares out sets all of it: a rank of its own beside an alpha that was meant for
+    # another rank would be another strength
+    for name in chosen:
+        values = next((values for rule, values in (patterns or {}).items() if matches(name, rule)), {})
+        shared[name] = config_at(config if moved & values.keys() else shared[name], name, patterns)
+    return {name: shared[name] for name in chosen}
 
 
 def refresh(model: Model, name: str, step: int, total: int, seed: int) -> tuple[list[nn.Parameter], int]:

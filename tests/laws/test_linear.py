@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from finlora.errors import FinloraError
-from finlora.linear import EDIT, Linear, Method, Place, Route, Store, build
+from finlora.linear import EDIT, Linear, Method, Place, Route, Stats, Store, build
 from finlora.registry import names, pick
 
 PAIRS = list(itertools.product(names("method"), names("codec")))
@@ -100,6 +100,56 @@ def test_attach_manners():
         whole.adapt("more", method, method.config())
     with pytest.raises(FinloraError, match="`default` changes the base"):
         whole.attach("more", method, method.config(), method.init(method.config(), laws.weight((48, 80)), Place(lambda W: W)))
+
+
+@pytest.mark.parametrize("codec", names("codec"))
+def test_over_a_weight_that_is_stored_already_nothing_is_rounded_again(codec):
+    """An adapter added later starts at the base, over codecs that are no projection too: there is nothing left to make good."""
+    for name in ("lora", "dora", "residual", "eva"):
+        linear, x = laws.make(None, pick("codec", codec), torch.float32, (48, 80)), laws.inputs((48, 80), torch.float32).detach()
+        method = pick("method", name)
+        linear.adapt("later", method, method.config(), torch.Generator().manual_seed(0), laws.stats((48, 80)))
+        linear.route.active = "later"
+        assert laws.distance(linear(x), linear.store(x)) <= 1e-6 * float(linear.store(x).norm()), name
+
+
+def test_an_adapter_added_later_is_judged_as_the_first():
+    linear = laws.make(None, pick("codec", "nf4"), torch.float32, (48, 80))
+    with pytest.raises(FinloraError, match="`eva` starts from calibration and was given no moment"):
+        linear.adapt("later", pick("method", "eva"), pick("method", "eva").config())
+    with pytest.raises(FinloraError, match="`lora` is exact over a lossless base only"):
+        linear.adapt("later", dataclasses.replace(pick("method", "lora"), over="lossless"), pick("method", "lora").config())
+
+
+def test_statistics_follow_the_weight():
+    """Calibration keeps them on the CPU; a method finds what it needs on the weight's device, and only that is moved."""
+    stats, codec = laws.stats((48, 80)), pick("codec", "none")
+    moved = stats.on(torch.device("meta"), ("moment_II",))
+    assert moved.moment_II.is_meta and moved.grad_OI is stats.grad_OI and moved.tokens == stats.tokens
+    assert Stats().on(torch.device("meta"), ("moment_II",)) == Stats()
+    seen, method = [], pick("method", "eva")
+
+    class Spy(Stats):
+        def on(self, device, names):
+            seen.append((device.type, names))
+            return self
+
+    build(
+        laws.weight((48, 80)), codec=codec, codec_config=codec.config(), method=method, method_config=method.config(),
+        stats=Spy(stats.moment_II), dtype=torch.float32, route=Route(),
+    )  # fmt: skip
+    laws.make(None, codec, torch.float32, (48, 80)).adapt("later", method, method.config(), stats=Spy(stats.moment_II))
+    assert seen == [("cpu", ("moment_II",))] * 2
+
+
+def test_a_route_used_in_evaluation_serves_training():
+    """What a forward pass without gradients has put aside is used again by one with gradients."""
+    linear, x = lora(), laws.inputs((48, 80), torch.float32)
+    linear.route.rows = ["default", None, "default"]
+    with torch.inference_mode():
+        linear(x)
+    linear(x).sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def editing() -> Method:

@@ -29,7 +29,7 @@ from finlora.text import Example, Tokens, render
 from finlora.train import step
 
 SQUARE = (64, 64)  # a fault that turns a matrix round must not be caught by its shape alone
-LORA, DORA = pick("method", "lora"), pick("method", "dora")
+LORA, DORA, PISSA = (pick("method", name) for name in ("lora", "dora", "pissa"))
 NONE, INT8, NF4 = (pick("codec", name) for name in ("none", "int8", "nf4"))
 fp32 = torch.float32
 
@@ -108,6 +108,8 @@ LINEAR = {
     "backward through the transposed weight": Planted(laws_linear.law_gradients, (LORA, NF4, fp32, SQUARE), patch=(linear.Matmul, "backward", staticmethod(turned_round))),
     "the decoded weight kept for backward": Planted(laws_linear.law_nothing_dense_kept, (LORA, NF4, fp32, SQUARE), patch=(linear.Store, "forward", keeps_the_weight)),
     "a base that trains": Planted(laws_linear.law_base_frozen, (LORA, NONE, fp32, SQUARE), patch=(linear.Linear, "attach", None)),
+    "a base stored without its edit": Planted(laws_linear.law_over_original, (PISSA, NF4, fp32, SQUARE), patch=(linear, "edited", lambda W, params: W)),
+    "pretrained weight that decays": Planted(laws_linear.law_frozen_and_undecayed_are_named, (PISSA, NONE, fp32, SQUARE), replace(PISSA, undecayed=())),
     "nibbles swapped": Planted(laws_codec.law_error, (NF4,), replace(NF4, decode=swapped)),
     "one scale for all rows": Planted(laws_codec.law_error, (INT8,), replace(INT8, encode=one_scale)),
     "int8 said to take 8 bits": Planted(laws_codec.law_bits, (INT8, (48, 80)), replace(INT8, bits=lambda cfg, shape, dtype=fp32: 8.0)),

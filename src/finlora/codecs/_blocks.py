@@ -51,7 +51,7 @@ def encode(W_OI: Tensor, factor_OG: Tensor, block: int) -> Tensor:
     """Packed codes of W * factor, the factor being that of the block."""
     O, I = W_OI.shape
     packed = torch.empty(bytes_of(O * I, 4), dtype=torch.uint8, device=W_OI.device)
-    for rows in row_chunks(O, I, CHUNK):
+    for rows in row_chunks(O, I, CHUNK, W_OI.device):
         part = W_OI[rows]
         codes = torch.empty(part.shape, dtype=torch.uint8, device=W_OI.device)
         for columns, groups, size in spans(I, block):
@@ -67,7 +67,7 @@ def decode(codes: Tensor, scale_OG: Tensor, block: int, shape: tuple[int, int], 
     work = scale_OG.dtype
     whole = O * I <= CHUNK
     out = None if whole else room(O * I, dtype, codes.device).view(shape)
-    for rows in row_chunks(O, I, CHUNK):
+    for rows in row_chunks(O, I, CHUNK, codes.device):
         values = read(codes, VALUES, rows.start * I, rows.stop * I, O * I, work).view(-1, I)
         for columns, groups, size in spans(I, block):
             values[:, columns].unflatten(1, (-1, size)).mul_(scale_OG[rows, groups, None])

@@ -51,7 +51,7 @@ def encode(cfg: FP8, W_OI: Tensor, stats=None) -> dict[str, Tensor]:
     scale = torch.where(scale > TINY, scale, 0)
     factor = torch.where(scale > 0, 1 / scale, 0)[:, None]
     codes = torch.empty(O, I, dtype=torch.uint8, device=W_OI.device)
-    for rows in row_chunks(O, I, CHUNK):
+    for rows in row_chunks(O, I, CHUNK, W_OI.device):
         # the largest of a row may come out a rounding above 448, which is still nearest to 448: NaN begins at 464
         codes[rows] = (W_OI[rows].float() * factor[rows]).to(torch.float8_e4m3fn).view(torch.uint8)
     return {"codes": codes, "scale": scale}
@@ -64,7 +64,7 @@ def decode(cfg: FP8, tensors: dict[str, Tensor], shape: tuple[int, int], dtype: 
     codes, scale = tensors["codes"], tensors["scale"].to(work)[:, None]
     table = _values(codes.device, work)
     out = room(O * I, dtype, codes.device).view(shape)
-    for rows in row_chunks(O, I, CHUNK):
+    for rows in row_chunks(O, I, CHUNK, codes.device):
         values = table.index_select(0, codes[rows].view(-1).int()).view(-1, I)
         out[rows] = values.mul_(scale[rows])
     return out

@@ -182,13 +182,14 @@ def decode(cfg: NF4ICQ, tensors: dict[str, Tensor], shape: tuple[int, int], dtyp
     if dtype == work:
         return _add_tau(nf4_dq.decode(NF4DQ(block=cfg.block), tensors, shape, work), tau, cfg.block, 1)
     # a narrow type is rounded once, after the sum: in pieces, so that no fp32 copy of W is made
-    n, piece = shape[0] * shape[1], CHUNK * cfg.block
+    many = CHUNK if tau.device.type == "cpu" else 64 * CHUNK  # an accelerator wants few large pieces, a CPU what its cache holds
+    n, piece = shape[0] * shape[1], many * cfg.block
     absmax, out = nf4_dq.absmax_of(tensors), room(n, dtype, tau.device)
     for start in range(0, n, piece):
         stop, first = min(start + piece, n), start // cfg.block
         codes = tensors["codes"][start // 2 : -(-stop // 2)]
-        W = _table4.decode(CODE, codes, absmax[first:][:CHUNK], cfg.block, (1, stop - start), work)
-        out[start:stop] = _add_tau(W, tau[first:][:CHUNK], cfg.block, 1).view(-1)
+        W = _table4.decode(CODE, codes, absmax[first:][:many], cfg.block, (1, stop - start), work)
+        out[start:stop] = _add_tau(W, tau[first:][:many], cfg.block, 1).view(-1)
     return out.view(shape)
 
 

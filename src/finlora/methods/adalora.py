@@ -163,19 +163,26 @@ def allocate(layers: list, keep: int) -> None:
 def tend(pairs, step: int, total: int) -> None:
     """The penalty's gradient, the averages, and where it is time the allocation, over all layers together.
 
-    The first layer's settings give the times; ranks and targets are each layer's own.
+    The times are the same for all layers; ranks and targets are each layer's own.
+    Raises: FinloraError where settings of single layers (patterns) give them other times.
     """
+    for name in ("every", "tinit", "tfinal"):
+        if len(values := {getattr(cfg, name) for cfg, _ in pairs}) > 1:
+            raise FinloraError(f"{name} must be the same in every layer, got {', '.join(map(str, sorted(values)))}", "take it out of method.patterns: ranks are shared out over all layers at once")
     open_ = [(cfg, params) for cfg, params in pairs if "mask" in params and "E_ipt" in params and params["E_ipt"].numel()]
+    # a layer that no token reached (an expert that was not chosen) has no gradients, and no part in this step but its rank
+    reached = {id(params) for _, params in pairs if all(params[key].grad is not None for key in TRAINED)}
     for cfg, params in pairs:
         if "mask" in params:
             params["E"].mul_(params["mask"])  # what the last step did to pruned entries
-        penalise(cfg, params, 2 * len(pairs))
+        if id(params) in reached:
+            penalise(cfg, params, 2 * len(pairs))
     if open_:
         lead, layers = open_[0][0], [params for _, params in open_]
         first, last = phases(lead, total)
         for cfg, params in open_:
             params["mask"].fill_(1.0)
-            if step < last:
+            if step < last and id(params) in reached:
                 observe(cfg, params)
         if step >= last or (step > first and step % lead.every == 0):
             start, goal = sum(cfg.rank for cfg, _ in open_), sum(cfg.goal for cfg, _ in open_)
@@ -185,7 +192,7 @@ def tend(pairs, step: int, total: int) -> None:
                 for key in AVERAGES:
                     params[key] = nn.Parameter(params[key].new_zeros(0), requires_grad=False)
     for _, params in pairs:
-        if "mask" in params and not ("E_ipt" in params and params["E_ipt"].numel()):
+        if id(params) in reached and "mask" in params and not ("E_ipt" in params and params["E_ipt"].numel()):
             params["E"].grad.mul_(params["mask"])  # pruned for good: no part in the gradient's norm
 
 

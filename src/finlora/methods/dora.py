@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..linear import Method, Peft, Place
+from ..seam import by_shape
 from . import lora
 
 
@@ -31,6 +32,7 @@ class DoRA(lora.LoRA):
     """rank: inner width. alpha: strength; the product is scaled by alpha / rank. dropout: on the adapter's input."""
 
 
+@by_shape
 def init(cfg: DoRA, W_OI: Tensor, place: Place) -> dict[str, Tensor]:
     """LoRA's A and B, and m = |W| of the weight as the store gives it back, so that training starts at the base."""
     params = lora.init(cfg, W_OI, place)

@@ -47,9 +47,15 @@ class EVA(lora.LoRA):
 def spectrum(C_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(share of the variance of each component, V_RI): the `rank` leading eigenvectors, largest first, in float64."""
     values, vectors = torch.linalg.eigh(C_II.double())
-    values, V = values.flip(0).clamp(min=0), vectors.flip(1)[:, :rank].T
+    V = vectors.flip(1)[:, :rank].T
     sign = torch.gather(V, 1, V.abs().argmax(1, keepdim=True)).sign()
-    return values / values.sum().clamp(min=torch.finfo(torch.float64).tiny), V * sign
+    return shares(values.flip(0)), V * sign
+
+
+def shares(values: Tensor) -> Tensor:
+    """Each component's part of the variance; rounding below zero counts as zero."""
+    values = values.clamp(min=0)
+    return values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @by_shape
@@ -81,7 +87,7 @@ def plan(cfg: EVA, stats: Mapping[str, Stats], shapes: Mapping[str, tuple[int, i
         C = stats[name].moment_II
         share = known.get(id(C))
         if share is None:
-            share = known[id(C)] = spectrum(C, 0)[0].cpu()
+            share = known[id(C)] = shares(torch.linalg.eigvalsh(C.double()).flip(0)).cpu()
         offers += [(-float(share[k]), k, at, name) for k in range(1, most[name])]
     ranks = {name: 1 for name in shapes}
     for _, _, _, name in sorted(offers)[: (cfg.rank - 1) * len(shapes)]:

@@ -22,9 +22,9 @@ which the exporter can cut (`_stack.truncate`), or merge and encode once.
 
 The paper's theorem, the optimum of full fine-tuning after ceil(rank of the change / R) rounds, holds where each round adds
 rank R to what is there (`relora`). A component must be given back before the next is taken, so a round here spends rank on
-what W had already: a change of rank 10 at R = 4, each round trained to its optimum, is left with 17 % of itself after the
-theorem's three rounds and 4 % after twelve (random_orthonormal 20 and 5 %, svd_top 43 and 43 %: it returns to the same
-directions). The error never rises.
+what W had already: a Gaussian change of rank 10 of a Gaussian W of 20 x 30, at R = 4 and each round trained to its optimum, is
+left with 13 % of itself after the theorem's three rounds and 2 % after twelve (means of 20 draws; random_orthonormal 21 and 5 %,
+svd_bottom 3 and 1 %, svd_top 50 and 50 %: it returns to the same directions). The error never rises.
 
 Shapes: x (..., I), y0 (..., O), W_OI, A_RI, B_OR; A_base, A_past (K, I), B_base, B_past (O, K).
 """
