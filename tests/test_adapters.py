@@ -239,3 +239,38 @@ def test_a_wrong_plain_form_would_be_seen(folder, stats, tmp_path, monkeypatch, 
     adapter, model = trained(folder, stats, "pissa", tmp_path / "adapter")
     (adapter / "finlora.json").unlink()
     assert float((says(opened(folder, adapter=adapter)) - says(model)).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_a_base_encoded_by_calibration_is_so_again(folder, stats, tmp_path, method):
+    """What the codec used lies beside the adapter: the same weights to the bit, also for a method that edited them, and again after a second save."""
+    codec = pick("codec", "nf4_icq")
+    config = codec.config(criterion="act_mse")
+    path, model = trained(folder, stats, method, tmp_path / "a", codec=codec.name, codec_config=config)
+    again = opened(folder, adapter=path)
+    assert torch.equal(says(again), says(model))
+    assert not torch.equal(says(opened(folder, adapter=path, codec=codec.name, codec_config=codec.config(criterion="mse"))), says(model))
+    kept = load_file(path / "calibration.safetensors")
+    assert {key: value.shape for key, value in kept.items()} == {f"{name}.moment_II": (len(seen.moment_II),) for name, seen in stats.items()}, "diagonals, no more"
+    adapters.train_adapter(again)
+    adapters.save_adapter(again, tmp_path / "b")
+    assert (tmp_path / "b" / "calibration.safetensors").read_bytes() == (path / "calibration.safetensors").read_bytes()
+    (path / "calibration.safetensors").write_bytes(b"cut")
+    with pytest.raises(FinloraError, match="calibration.safetensors` is not a readable"):
+        opened(folder, adapter=path)
+
+
+def test_calibration_is_kept_whole_for_a_codec_that_reads_all_of_it(stats):
+    from dataclasses import replace
+
+    from finlora.calibrate import Held, condense
+
+    nf4 = pick("codec", "nf4")
+    greedy = replace(nf4, encode=lambda cfg, W, stats=None: nf4.encode(cfg, W @ stats.moment_II), needs=lambda cfg: ("moment_II", "grad_OI"))
+    kept = condense(stats, greedy, nf4.config())
+    held = Held(kept)
+    assert set(held) == set(stats) and len(held) == len(stats)
+    for name, seen in stats.items():
+        assert torch.equal(held[name].moment_II, seen.moment_II) and torch.equal(held[name].grad_OI, seen.grad_OI)
+    assert condense(held, greedy, nf4.config()) == kept
+    assert condense(stats, nf4, nf4.config()) == {} == condense(None, greedy, nf4.config())

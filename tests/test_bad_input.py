@@ -339,6 +339,93 @@ def test_pickled_weights(refused, home):
     refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", wanted=["holds pickled weights"])
 
 
+@pytest.fixture
+def adapter(home, capsys):
+    """A sound adapter of the toy model, to break."""
+    from finlora.adapters import save_adapter
+    from finlora.model import open_model
+    from finlora.registry import pick
+
+    model = open_model("toy", method="lora", method_config=pick("method", "lora").config(rank=4), dtype="float32", device="cpu")
+    return save_adapter(model, home / "mine")
+
+
+def damage(adapter: Path, what: str) -> None:
+    """One of the ways in which an adapter's folder goes wrong."""
+    from safetensors.torch import load_file, save_file
+
+    file, config, own = adapter / "adapter_model.safetensors", adapter / "adapter_config.json", adapter / "finlora.json"
+    fields, said = (json.loads(path.read_text(encoding="utf-8")) for path in (config, own))
+    if what == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif what == "short":
+        tensors = load_file(file)
+        tensors.popitem()
+        save_file(tensors, file)
+    elif what == "base":
+        own.write_text(json.dumps({**said, "base_sha256": "0" * 64, "base": "somewhere/else"}), encoding="utf-8")
+    elif what == "rank":
+        own.write_text(json.dumps({**said, "config": {**said["config"], "rank": 9}}), encoding="utf-8")
+    elif what == "plain rank":
+        own.unlink()
+        config.write_text(json.dumps({**fields, "r": 9}), encoding="utf-8")
+    elif what == "kind":
+        own.unlink()
+        config.write_text(json.dumps({**fields, "peft_type": "OFT"}), encoding="utf-8")
+    elif what == "method":
+        own.write_text(json.dumps({**said, "method": "lorra"}), encoding="utf-8")
+    elif what == "json":
+        own.write_text("{", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "what, wanted",
+    [
+        ("cut", ["adapter_model.safetensors` is not a readable safetensors file"]),
+        ("short", ["holds no `lora_"]),
+        ("base", ["`mine` was trained over another base", "open it with `somewhere/else`"]),
+        ("rank", ["finlora.json`: adapter_config.json says r = 4 and this file 9", "one of the two was edited"]),
+        ("plain rank", ["_proj A has shape (4, ", "this model needs (9, "]),
+        ("kind", ["is of PEFT's kind `OFT`"]),
+        ("method", ["no method named `lorra`", "did you mean `lora`?"]),
+        ("json", ["finlora.json` is not JSON"]),
+    ],
+)
+def test_adapter_that_is_damaged_or_another_s(refused, adapter, what, wanted):
+    damage(adapter, what)
+    refused("generate", "Profit rose", "--model", "toy", "--adapter", "mine", "--codec", "none", "--device", "cpu", wanted=wanted)
+    refused("export", "merged", "mine", "--out", "exported", "--model", "toy", "--device", "cpu", wanted=wanted)
+    # a folder is not claimed by what never began, so that the mended one may write to it
+    refused("evaluate", "-m", "toy", "-a", "mine", "-t", "fpb", "--data", "data", "--out", "graded", "--set", "run.device=cpu", wanted=wanted)
+    refused("finetune", "run.toml", "--set", "model.adapter=mine", "--out", "tuned", wanted=wanted)
+
+
+def test_adapter_over_a_codec_that_is_none(refused, adapter):
+    said = json.loads((adapter / "finlora.json").read_text(encoding="utf-8"))
+    (adapter / "finlora.json").write_text(json.dumps({**said, "codec": "nf5"}), encoding="utf-8")
+    wanted = ["mine/finlora.json`: no codec named `nf5`", "did you mean `nf4`?"]
+    refused("generate", "Sales", "-m", "toy", "-a", "mine", wanted=wanted)
+    refused("evaluate", "-m", "toy", "-a", "mine", "-t", "fpb", "--data", "data", "--out", "graded", wanted=wanted)
+    refused("export", "merged", "mine", "--out", "exported", "--model", "toy", wanted=wanted)
+
+
+def test_what_would_have_no_effect_is_refused(refused, adapter):
+    says = "says nothing to `finlora "
+    refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--set", "train.lr=1", "--set", "method.rank=3", "--set", "data.max_train=4",
+            wanted=[f"train.lr {says}evaluate`", f"method.rank {says}evaluate`", f"data.max_train {says}evaluate`"])  # fmt: skip
+    refused("finetune", "run.toml", "--set", "train.compile=true", "--set", 'data.text=["a.txt"]', wanted=[f"train.compile {says}finetune`", f"data.text {says}finetune`", "for `finlora pretrain`"])
+    refused("pretrain", "run.toml", "--set", "codec.kind=nf4", "--set", "method.rank=3", wanted=[f"codec.kind {says}pretrain`", f"method.rank {says}pretrain`"])
+    beside = "has no effect beside model.adapter, which goes on as it was saved: "
+    for change, wanted in (
+        ("method.kind=pissa", 'it is of method.kind = "lora"'), ("method.rank=5", "it has rank = 4"), ("method.targets=attention", "it stands on other layers"),
+        ("method.patterns={attention={rank=2}}", "its layers have other settings"), ('method.also=["embeddings"]', "it trained nothing whole"),
+    ):  # fmt: skip
+        refused("finetune", "run.toml", "--set", "model.adapter=mine", "--set", change, wanted=[beside + wanted])
+    refused("finetune", "run.toml", "--set", "method.kind=peft:oft", "--set", "method.patterns={attention={r=3}}", "--set", 'method.also=["embeddings"]', "--set", "optimizer.kind=lora_pro",
+            wanted=["method.patterns says nothing to", "method.also says nothing to", "steps pairs of low-rank factors"])  # fmt: skip
+    refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--codec", "nf4_icq", "--set", "codec.criterion=act_mse", wanted=["encodes by calibration, which `finlora evaluate` does not do"])
+
+
 def test_adapter_that_is_none(refused, home):
     refused(
         "evaluate",

@@ -172,3 +172,54 @@ def test_another_optimiser(home, capsys):
     adam = disk(home / "out" / "adapter")
     assert main(["finetune", "run.toml", "--overwrite"]) == 0
     assert disk(home / "out" / "adapter") != adam, "[optimizer] has no effect"
+
+
+def test_an_adapter_over_a_calibrated_codec_is_graded_continued_and_measured(home, capsys):
+    """A codec that encodes by calibration gives the same base again, everywhere an adapter is opened."""
+    assert main(["finetune", "run.toml", "--set", "codec.kind=nf4_icq", "--set", "codec.criterion=act_mse", "--out", "q"]) == 0
+    common = ["evaluate", "-m", "toy", "-a", "q/adapter", "-t", "fpb", "--data", "data", "--way", "choose", "--limit", "3"]
+    assert main([*common, "-o", "kept"]) == 0
+    q, kept = ((home / name / "records" / "fpb.jsonl").read_text(encoding="utf-8") for name in ("q", "kept"))
+    assert [json.loads(line)["scores"] for line in q.splitlines()] == [json.loads(line)["scores"] for line in kept.splitlines()]
+    sheets = [json.loads((home / name / "receipt.json").read_text(encoding="utf-8")) for name in ("q", "kept")]
+    assert sheets[0]["model"]["trainable"] == sheets[1]["model"]["trainable"]
+    capsys.readouterr()
+    assert main(["finetune", "run.toml", "--set", "codec.kind=nf4_icq", "--set", "codec.criterion=act_mse", "--set", "model.adapter=q/adapter", "--out", "more"]) == 0
+    assert "calibrating" not in capsys.readouterr().err
+    assert (home / "more/adapter/calibration.safetensors").read_bytes() == (home / "q/adapter/calibration.safetensors").read_bytes()
+    assert main(["fidelity", "q", "-n", "3", "--codec", "nf4"]) == 0
+    assert main(["generate", "Net", "-m", "toy", "-a", "q/adapter", "--max-new", "1", "--device", "cpu"]) == 0
+
+
+def test_the_options_of_a_codec_named_by_a_flag_count(home, capsys):
+    assert main(["evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--limit", "3", "--codec", "int4", "--set", "codec.group=32", "-o", "g"]) == 0
+    assert json.loads((home / "g" / "receipt.json").read_text(encoding="utf-8"))["spec"]["codec"] == {"kind": "int4", "group": 32}
+
+
+@pytest.mark.parametrize("verb", ["finetune", "evaluate"])
+def test_the_cache_is_the_spec_s_to_choose(home, capsys, monkeypatch, verb):
+    words = ["finetune", "run.toml"] if verb == "finetune" else ["evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--limit", "3"]
+    monkeypatch.setenv("FINLORA_CACHE", str(home / "cache"))
+    assert main([*words, "--set", "codec.kind=nf4", "--set", "model.cache=off", "-o", "a"]) == 0
+    assert not (home / "cache").exists()
+    assert main([*words, "--set", "codec.kind=nf4", "--set", "model.cache=on", "-o", "b"]) == 0
+    assert list((home / "cache").rglob("*.safetensors"))
+    (home / "file").write_text("x", encoding="utf-8")
+    monkeypatch.setenv("FINLORA_CACHE", str(home / "file"))
+    capsys.readouterr()
+    assert main([*words, "--set", "codec.kind=nf4", "--set", "model.cache=on", "-o", "c"]) == 0
+    assert "note: the encoded base is not kept for the next run" in capsys.readouterr().err and (home / "file").read_text(encoding="utf-8") == "x"
+
+
+def test_an_adapter_that_goes_on_is_told_by_its_own_method(home, capsys):
+    assert main(["finetune", "run.toml", "--set", "method.kind=dora", "-o", "d"]) == 0
+    assert main(["finetune", "run.toml", "--set", "model.adapter=d/adapter", "-o", "e"]) == 0
+    assert json.loads((home / "e" / "receipt.json").read_text(encoding="utf-8"))["method"] == "dora"
+
+
+def test_a_card_does_not_tell_the_fidelity_of_an_earlier_run(tuned, home, capsys):
+    (home / "out" / "fidelity.json").write_text(json.dumps({"spec": "of another", "table": [{"state": "merged", "kl": 1.0, "tasks": {}}]}), encoding="utf-8")
+    assert main(["export", "peft", "out", "--out", "card"]) == 0
+    assert "What each step costs" not in (home / "card" / "README.md").read_text(encoding="utf-8")
+    assert main(["finetune", "run.toml", "--overwrite"]) == 0
+    assert not (home / "out" / "fidelity.json").exists()

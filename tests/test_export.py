@@ -203,6 +203,15 @@ def test_the_card(folders, tmp_path):
         assert said in card, said
 
 
+def test_the_card_of_an_adapter_says_over_what_it_is_exact(folders, tmp_path):
+    said = {}
+    for method in ("lora", "pissa"):
+        adapter, _ = tuned(folders["llama"], method, tmp_path / method, "nf4")
+        said[method] = (export.peft(adapter, tmp_path / f"{method}-peft", device="cpu") / "README.md").read_text(encoding="utf-8")
+    assert "Exactly the adapter" in said["lora"] and "trained over `nf4` weights" in said["lora"]
+    assert "Exactly the adapter" not in said["pissa"] and "without the rounding" in said["pissa"]
+
+
 def test_nothing_is_overwritten(folders, tmp_path):
     adapter, _ = tuned(folders["llama"], "lora", tmp_path / "adapter", "nf4")
     (tmp_path / "out").mkdir()

@@ -22,15 +22,16 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder with the recipes beside it, as after a clone."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    """An empty folder with the recipes and studies beside it, as after a clone."""
+    for folder in ("recipes", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_every_verb_is_shown():
     shown = {words[0] for words in commands()}
-    assert {"list", "check", "doctor", "finetune", "evaluate", "report", "generate"} <= shown
+    assert {"list", "check", "doctor", "finetune", "evaluate", "report", "generate", "fidelity", "export", "study"} <= shown
 
 
 def test_list_and_check_run(here, capsys):
@@ -50,6 +51,8 @@ def test_the_blocks_run_in_order(here):
             words = [*words, "--set", "train.steps=2", "--set", "evaluate.limit=8"]
         if words[0] == "evaluate":
             words = [*words, "--limit", "8"]
+        if words[0] == "fidelity":
+            words = [*words, "--limit", "8", "--codec", "int8"]
         assert main(words) in (0, None), words
 
 

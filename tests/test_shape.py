@@ -37,6 +37,7 @@ LAYERS = {
         "bases",
         "bnb",
         "forms",
+        "idle",
         "attention",
         "calibrate",
         "traits",
@@ -82,7 +83,7 @@ VERBS_USE = {  # the only verbs that another verb may import
     "serve": {"generate"},
     "doctor": {"train", "tune", "evaluate", "generate"},
     "quickstart": {"train", "tune", "evaluate", "report"},
-    "study": {"tune"},
+    "study": {"train", "tune"},
     "export": {"evaluate"},
     "fidelity": {"evaluate", "export"},
 }

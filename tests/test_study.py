@@ -75,10 +75,7 @@ class Inline:
     def __init__(self, *_, **__):
         pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def shutdown(self, **_):
         pass
 
     def submit(self, fn, *args):
@@ -169,6 +166,23 @@ def test_from_end_to_end(file, home, capsys):
         ('"dora", "full"', '"dorra"', "dorra"),
         ("steps = 2", "stepz = 2", "train.stepz"),
         ("name = ", "name == ", "not TOML"),
+        ('name = "little"', "name = 3", "`name` must be text, got 3"),
+        ("[[rule]]", "[rule]", "`rule` must be a list of tables"),
+        ("[base.run]", "[base]\nrun = 3\n[base.nun]", "`base.run` must be a table, got 3"),
+        ("[0, 1]", "[0, 0]", "names 0 twice"),
+        ("[0, 1]", '[0, 1]\n"train.recompute" = [false, true]', "the same run as method lora.*recompute False"),
+        ("[0, 1]", '[0, 1]\n"train.lr" = [1e-3]', "`train.lr` is searched and stands in"),
+        ("[0, 1]", '[0, 1]\n"train.batch" = [1, 2]', "`train.batch` stands in .base.train. and in .grid."),
+        ('"run.seed" = 0 }', '"run.seed" = 7 }', "search.at has run.seed = 7"),
+        ('at = { "codec.kind" = "none", "run.seed" = 0 }', "at = 3", "search.at must be a table"),
+        ('key = "train.lr"', 'key = "train.lrr"', "train.lrr"),
+        ('key = "train.lr"', 'key = "train.lr"\nfrom = 3', "no key named `from`"),
+        ('"method.kind" = "dora" }', '"method.kid" = "dora" }', "no key named `method.kid`"),
+        ('"method.kind" = "dora" }', '"method.kind" = "doar" }', "a .*rule.* is for method.kind = 'doar': no method named"),
+        ('"method.rank" = 2 }', '"run.seed" = 2 }', "sets `run.seed`, which .grid. decides"),
+        ('"method.rank" = 2 }', '"train.lr" = 2 }', "sets `train.lr`, which .search. decides"),
+        ("set = {", "set = 3 #", "has `when` and `set`, two tables"),
+        ('device = "cpu"', 'out = "here"', "run.out is the study's own to choose"),
     ],
 )
 def test_what_is_wrong_is_named(file, before, after, match):
@@ -185,3 +199,85 @@ def test_overrides_and_missing_things(file, home):
         study.load_study(home / "none.toml")
     with pytest.raises(FinloraError, match="holds no study"):
         study_report(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", ["SIGINT", "SIGKILL"])
+def test_a_stopped_study_leaves_nothing_running_and_goes_on(file, home, blow):
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    file.write_text(STUDY.replace("steps = 2", "steps = 400"), encoding="utf-8")
+    command = [sys.executable, "-m", "finlora", "study", "run", "study.toml", "-o", "runs"]
+    began = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list((home / "runs").glob("search/*/log.jsonl")):
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    group = os.getpgid(began.pid)
+    if blow == "SIGINT":
+        os.killpg(group, signal.SIGINT)  # as a terminal sends it
+        assert began.wait(60) == 130 and "interrupted" in began.stderr.read()
+    else:
+        began.kill()
+        began.wait(60)
+    time.sleep(4)
+    alive = subprocess.run(["ps", "-o", "args=", "-g", str(group)], capture_output=True, text=True).stdout
+    assert "spawn_main" not in alive, alive
+    short = STUDY.replace('"lora", "dora", "full"', '"lora"').replace('["none", "nf4"]', '["none"]').replace("[0, 1]", "[0]")
+    file.write_text(short.replace("steps = 2", "steps = 400").replace("[1e-3, 1e-2]", "[1e-3]"), encoding="utf-8")
+    assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
+    assert json.loads((home / "runs" / "study.json").read_text(encoding="utf-8"))["failed"] == []
+
+
+def test_a_rule_for_what_a_shorter_grid_lacks_is_told(file, capsys):
+    file.write_text(STUDY.replace('"lora", "dora", "full"', '"lora"'), encoding="utf-8")
+    assert main(["study", "plan", "study.toml"]) == 0
+    assert "note: a rule is for method.kind = 'dora', which the grid lacks" in capsys.readouterr().err
+
+
+def test_options_that_say_nothing_are_refused(file, home, capsys):
+    for words, option in ((["plan", "--jobs", "2"], "--jobs"), (["plan", "--out", "x"], "--out"), (["run", "--reference", "dora"], "--reference"), (["report", "--jobs", "2"], "--jobs"), (["report", "--set", "train.lr=1"], "--set")):
+        assert main(["study", words[0], "study.toml", *words[1:]]) == 2
+        assert f"{option} says nothing to `study {words[0]}`" in capsys.readouterr().err
+
+
+def test_a_report_needs_its_methods_and_keeps_what_varied(file, inline, home):
+    done = study.run(study.load_study(file), home / "runs")
+    with pytest.raises(FinloraError, match="no method named `pissa`.*--reference"):
+        study_report(home / "runs", reference="pissa")
+    from finlora.report.study import _settings
+
+    runs = [{"keys": {**r["keys"], "train.steps": n}} for r in done["runs"] for n in (1, 2)]
+    assert {key for setting in _settings(runs, "train.lr") for key, _ in setting} == {"codec.kind", "train.steps"}, "the searched key alone is left out"
+    told = home / "runs" / "study.json"
+    said = json.loads(told.read_text(encoding="utf-8"))
+    for r in said["runs"]:
+        del r["keys"]["method.kind"]
+    told.write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(FinloraError, match="no `method.kind` in its .grid."):
+        study_report(home / "runs")
+
+
+def test_a_worker_that_was_killed_is_told(file, inline, home, monkeypatch, capsys):
+    from concurrent.futures.process import BrokenProcessPool
+
+    class Killed(Inline):
+        def shutdown(self, *_, **__):
+            pass
+
+        def submit(self, fn, *args):
+            from concurrent.futures import Future
+
+            future: Future = Future()
+            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+            return future
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Killed)
+    assert main(["study", "run", "study.toml", "-o", "runs"]) == 2
+    said = capsys.readouterr().err
+    assert "was killed (hint: memory may have run out" in said and "Traceback" not in said

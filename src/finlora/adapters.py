@@ -4,6 +4,7 @@
     adapter_model.safetensors   base_model.model.<linear>.lora_A.weight ...
     finlora.json                what PEFT has no field for: the method and its settings, codec and base it was trained over
     finlora.safetensors         <linear>.<parameter>, where PEFT's file does not hold the adapter as it was trained
+    calibration.safetensors     what the base's codec encoded by, where it encodes by calibration (calibrate.py)
 
 A folder that we wrote loads in PEFT with equal logits, and one that PEFT wrote loads here. Which of three forms PEFT's file
 takes follows from what the method's record says, and stands in finlora.json as `form`:
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from . import __version__
 from .bases import base_digest, digest_of, trained_whole, whole_tensors
+from .calibrate import KEPT
 from .checkpoint import atomic_folder, read_tensors
 from .errors import FinloraError
 from .forms import PATTERNS, PREFIX, common_fields, corner, form, kept, plain_fields
@@ -42,7 +44,7 @@ from .seam import check_over
 from .wiring import Saved, find_linears, shape_of, train_also
 
 __all__ = [
-    "adapter_tensors", "attach_adapter", "base_digest", "common_fields", "digest_of", "plain_fields", "put_whole", "read_config",
+    "adapter_tensors", "attach_adapter", "base_digest", "common_fields", "digest_of", "method_of", "plain_fields", "put_whole", "read_config",
     "save_adapter", "train_adapter", "trained_over", "write_folder",
 ]  # fmt: skip
 
@@ -93,7 +95,7 @@ def save_adapter(model: Model, folder: str | Path, name: str = "default", replac
         "base": model.name,
         "base_sha256": digest_of(model),
     }
-    files = {MAIN: tensors, OWN: own_tensors}
+    files = {MAIN: tensors, OWN: own_tensors, KEPT: model.calibration}
     return write_folder(folder, {**kind, **common_fields(model, set(held), sorted(whole), kind["peft_type"])}, files, own, replace)
 
 
@@ -190,8 +192,10 @@ def adapter_tensors(model: Model, folder: str | Path) -> Saved:
             own_config = _at(config, key, fields, folder)
         fresh = _complete(params, shared, own, method, own_config, shapes[key], largest)
         _check_tensors(folder, key, params, shapes[key], method, own_config, fresh)
-        # a copy: tensors of a mapped file lie as the file has them, and products of such rows round differently
-        out[key] = method, own_config, {k: v if k in shared else v.to(torch.float32, copy=True) for k, v in params.items()}
+        # a copy: tensors of a mapped file lie as the file has them, and products of such rows round differently; what all
+        # linears share stays one tensor
+        common = method.peft.shared if method.peft else {}
+        out[key] = method, own_config, {k: v if k in shared or k in common else v.to(torch.float32, copy=True) for k, v in params.items()}
     return out
 
 
@@ -224,14 +228,24 @@ def trained_over(folder: str | Path) -> dict[str, Any]:
     An adapter that does not say (PEFT's own) is taken over `none`.  Raises: FinloraError where the folder is no adapter.
     """
     _, own = read_config(folder)
-    return {"kind": own.get("codec", "none"), **own.get("codec_config", {})}
+    with _reading(Path(folder) / "finlora.json"):
+        kind, options = own.get("codec", "none"), own.get("codec_config", {})
+        pick("codec", kind).config(**options)
+    return {"kind": kind, **options}
+
+
+def method_of(folder: str | Path) -> tuple[Method, Any]:
+    """(method, its settings) of an adapter folder, ours or PEFT's.  Raises: FinloraError where it is none that is served."""
+    return _method(Path(folder), *read_config(folder))
 
 
 def _method(folder: Path, fields: dict[str, Any], own: dict[str, Any]) -> tuple[Method, Any]:
     if own:
         with _reading(folder / "finlora.json"):
             method = pick("method", own["method"])
-            return method, method.config(**own["config"])
+            config = method.config(**own["config"])
+            _agree(method, [config, *(method.config(**c) for c in own.get("configs", {}).values())], fields, own.get("form"))
+            return method, config
     for key, what in REFUSED.items():
         if fields.get(key):
             raise FinloraError(f"adapter `{folder}` uses `{key}` ({what}), which is not served here", "merge it with PEFT and open the merged model")
@@ -245,6 +259,15 @@ def _method(folder: Path, fields: dict[str, Any], own: dict[str, Any]) -> tuple[
             return found
     kind = fields.get("peft_type")
     raise FinloraError(f"adapter `{folder}` is of PEFT's kind `{kind}`, in a form that no method here has", "merge it with PEFT and open the merged model")
+
+
+def _agree(method: Method, configs: list[Any], fields: dict[str, Any], taken: str | None) -> None:
+    """Raises: FinloraError where adapter_config.json says another rank or strength than finlora.json."""
+    said = [method.peft.config(config) for config in configs] if method.peft and taken == "peft" else []
+    for key in ("r", "lora_alpha"):
+        known = [one[key] for one in said if key in one]
+        if known and fields.get(key) not in known:
+            raise FinloraError(f"adapter_config.json says {key} = {fields.get(key)!r} and this file {known[0]!r}", "one of the two was edited: put it back")
 
 
 def _reader(fields: dict[str, Any]) -> tuple[Method, Any] | None:

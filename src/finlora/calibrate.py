@@ -8,26 +8,34 @@ common: each token of each example counts once.  Linears are taken in groups und
 examples for each; how they are grouped changes no bit of the result.  Linears that read the same tensor (q, k and v; gate
 and up) share one moment.
 
+An adapter over a codec that encodes by calibration can be opened again only over the same weights, so what the codec used is
+kept beside it (`condense`, `calibration_of`): the diagonal of a moment where the codec reads no more than that.
+
 Shapes: B rows, T positions, N real positions, O out, I in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import read_tensors
 from .data import Batch, collate, pack
 from .errors import FinloraError, unknown
-from .linear import Stats
+from .linear import Codec, Stats
 from .loss import token_sums
 from .model import Model, head, hidden
 from .text import Tokens
 from .wiring import find_linears, shape_of
 
 NEEDS = ("moment_II", "grad_OI")
+KEPT = "calibration.safetensors"  # beside an adapter: <linear>.<field of Stats>, a moment as its diagonal (I,) or whole
 
 
 def collect(
@@ -203,3 +211,69 @@ def _watch(
         )
         for name in modules
     }
+
+
+class Held(Mapping[str, Stats]):
+    """What was kept of a calibration, by linear; a moment is unfolded when it is asked for, so that one is in memory at a time."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = dict(tensors)
+        self.names = list(dict.fromkeys(key.rpartition(".")[0] for key in tensors))
+
+    def __getitem__(self, name: str) -> Stats:
+        if name not in self.names:
+            raise KeyError(name)
+        found = {key: self.tensors.get(f"{name}.{key}") for key in NEEDS}
+        moment = found["moment_II"]
+        return Stats(moment.diag() if moment is not None and moment.dim() == 1 else moment, found["grad_OI"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def condense(stats: Mapping[str, Stats] | None, codec: Codec, cfg: Any) -> dict[str, Tensor]:
+    """What a codec used of calibration, to be kept: {<linear>.<field>: tensor}; empty where it uses nothing.
+
+    Of a moment the diagonal alone is kept where the codec reads no more, which is tried on drawn weights.
+    """
+    if stats is None or not codec.needs(cfg):
+        return {}
+    if isinstance(stats, Held):
+        return stats.tensors
+    out: dict[str, Tensor] = {}
+    narrow = _reads_diagonal(stats, codec, cfg)
+    for name, seen in stats.items():
+        for key in codec.needs(cfg):
+            value = getattr(seen, key)
+            out[f"{name}.{key}"] = (value.diagonal() if narrow and key == "moment_II" else value).contiguous().clone()
+    return out
+
+
+def _reads_diagonal(stats: Mapping[str, Stats], codec: Codec, cfg: Any) -> bool:
+    """Whether the codec encodes the same by the diagonals of moments: tried on the narrowest linear, with drawn weights."""
+    whole = [seen for seen in stats.values() if seen.moment_II is not None]
+    if not whole:
+        return False
+    seen = min(whole, key=lambda seen: len(seen.moment_II))
+    I = len(seen.moment_II)
+    W = torch.randn(64 if seen.grad_OI is None else len(seen.grad_OI), I, generator=torch.Generator().manual_seed(0))
+    a, b = (codec.encode(cfg, W, Stats(moment, seen.grad_OI, seen.tokens)) for moment in (seen.moment_II, seen.moment_II.diagonal().diag()))
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def calibration_of(folder: str | Path, codec: Codec, cfg: Any) -> Held | None:
+    """What an adapter folder keeps of the calibration that this codec encoded its base by; None where it keeps none of it.
+
+    Raises: FinloraError for a folder that is no adapter, or a file that cannot be read.
+    """
+    from .adapters import trained_over
+
+    if not codec.needs(cfg) or trained_over(folder) != {"kind": codec.name, **asdict(cfg)} or not (Path(folder) / KEPT).is_file():
+        return None
+    tensors = read_tensors(Path(folder) / KEPT)
+    if odd := [key for key in tensors if key.rpartition(".")[2] not in NEEDS]:
+        raise FinloraError(f"`{Path(folder) / KEPT}` holds `{odd[0]}`, which is nothing that calibration gives", "copy the whole adapter folder again")
+    return Held(tensors)

@@ -18,6 +18,7 @@ from typing import Any
 from . import registry
 from .errors import FinloraError, Problems
 from .fields import read_fields
+from .idle import idle, uncalibrated
 from .spec import Spec, as_dict, resolve, spec_from_dict
 
 VERBS = ("finetune", "pretrain", "evaluate", "generate", "doctor")
@@ -32,6 +33,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
     if problems:
         return problems
     _device(spec, problems)
+    method = folder = None
     optimizer = _try(problems, lambda: resolve(spec.optimizer)) if verb in ("finetune", "pretrain", "doctor") else None
     if verb == "pretrain":
         _pretraining(spec, problems)
@@ -39,6 +41,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
         codec = _try(problems, lambda: resolve(spec.codec))
         method = _try(problems, lambda: resolve(spec.method)) if verb in ("finetune", "doctor") else None
         folder = _model(spec, problems)
+        problems += uncalibrated(spec, verb, *codec) if codec else []
         if method:
             _fits(spec, codec, method, folder, problems)
             _begins(spec, verb, method, optimizer, problems)
@@ -48,6 +51,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
                 _lengths(spec, verb, folder, examples, problems)
     if verb in ("finetune", "pretrain", "evaluate"):
         _out(spec, problems)
+    problems += idle(spec, verb, layers(_config(folder)) if folder is not None else {}, method)
     return list({str(problem): problem for problem in problems}.values())
 
 
@@ -286,9 +290,12 @@ def _rules(rules: str | list[str], place: str, problems: list[FinloraError]) -> 
 
 def _patterns(spec: Spec, record: Any, config: Any, problems: list[FinloraError]) -> dict[str, Any]:
     """The sound ones of method.patterns; what is wrong with the others becomes problems."""
+    from .baselines import is_baseline
     from .wiring import changed
 
-    sound = {}
+    sound: dict[str, Any] = {}
+    if is_baseline(spec.method.kind):  # told by `idle`
+        return sound
     for rule, values in spec.method.patterns.items():
         place, before = f"method.patterns of `{rule}`", len(problems)
         if isinstance(values, dict):
@@ -311,9 +318,10 @@ def _begins(spec: Spec, verb: str, method: Any, optimizer: Any, problems: list[F
             )
         )
     if optimizer and optimizer[0].paired:
+        from .baselines import is_baseline
         from .traits import traits
 
-        if not traits(record).paired:
+        if is_baseline(record.name) or not traits(record).paired:
             problems.append(
                 FinloraError(
                     f'optimizer.kind = "{optimizer[0].name}" steps pairs of low-rank factors, and method.kind = "{record.name}" trains none',

@@ -104,7 +104,7 @@ def _open(spec: specs.Spec, seed: int) -> models.Model:
     model = models.open_model(
         spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
-        seed=seed, online=spec.model.online, adapter=spec.model.adapter or None,
+        patterns=spec.method.patterns, also=spec.method.also, cache=models.CACHE[spec.model.cache], seed=seed, online=spec.model.online, adapter=spec.model.adapter or None,
     )  # fmt: skip
     if spec.model.adapter:
         adapters.train_adapter(model)

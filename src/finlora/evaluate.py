@@ -93,23 +93,23 @@ def run(
     spec = model if isinstance(model, specs.Spec) else None
     if spec is None and out is not None:
         spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online)
-    folder = None
-    if spec is not None:
-        folder, finished = runs.begin(spec)
-        if finished is not None:
-            if isinstance(model, models.Model) and finished.get("model", {}).get("sha256") != digest(model):
-                raise FinloraError(f"`{folder}` holds the grading of another model", "name another folder")
-            if progress:
-                progress.note(f"{folder} is finished already; this is its receipt")
-            return finished
+    if spec is not None and (finished := runs.finished(spec)) is not None:
+        if isinstance(model, models.Model) and finished.get("model", {}).get("sha256") != digest(model):
+            raise FinloraError(f"`{spec.run.out}` holds the grading of another model", "name another folder")
+        if progress:
+            progress.note(f"{spec.run.out} is finished already; this is its receipt")
+        return finished
     if spec is not None and not isinstance(model, models.Model):
         _, config = specs.resolve(spec.codec)
         model = models.open_model(
             spec.model.name, codec=spec.codec.kind, codec_config=config, adapter=spec.model.adapter or None, device=spec.run.device,
-            dtype=spec.run.dtype, seed=spec.run.seed, online=spec.model.online,
+            dtype=spec.run.dtype, seed=spec.run.seed, online=spec.model.online, cache=models.CACHE[spec.model.cache],
         )  # fmt: skip
     elif not isinstance(model, models.Model):
         model = models.open_model(model, codec=codec, adapter=adapter, device=device, dtype=dtype, online=online)
+    for line in model.notes if progress else ():
+        progress.note(f"note: {line}")
+    folder = None if spec is None else runs.begin(spec)[0]
     if spec is not None:
         e = spec.evaluate
         tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split
@@ -441,9 +441,10 @@ def digest(model: models.Model) -> str:
 
 
 def describe(model: models.Model) -> dict[str, Any]:
-    """The receipt's "model" section: name, sha256, params, trainable (an adapter's), bits_per_weight, method, codec."""
+    """The receipt's "model" section: name, sha256, params, trainable (an adapter's, and what trained whole beside it), bits_per_weight, method, codec."""
     linears = model.linears.values()
-    own = [p for linear in linears for p in linear.adapters.parameters()]
+    own = [p for linear in linears for name, held in linear.adapters.items() for key, p in held.items() if key not in linear.how[name][0].frozen]
+    own += [model.body.get_parameter(name) for name in sorted(set(model.also.values()))]
     inside = {id(p) for linear in linears for p in linear.parameters()}
     base = sum(p.numel() for p in model.body.parameters() if id(p) not in inside)
     base += sum(linear.shape[0] * linear.shape[1] + (0 if linear.bias is None else linear.bias.numel()) for linear in linears)

@@ -96,7 +96,7 @@ def open_run(folder: Path) -> tuple[specs.Spec, models.Model]:
     if not (folder / "spec.toml").is_file() or not (folder / "receipt.json").is_file():
         raise FinloraError(f"`{folder}` is not the folder of a finished run", "name the `run.out` of a finlora finetune")
     spec = specs.load_spec(folder / "spec.toml")
-    common = {"device": spec.run.device, "dtype": spec.run.dtype, "online": spec.model.online}
+    common = {"device": spec.run.device, "dtype": spec.run.dtype, "online": spec.model.online, "cache": models.CACHE[spec.model.cache]}
     if (folder / "adapter").is_dir():
         _, config = specs.resolve(spec.codec)
         return spec, models.open_model(spec.model.name, codec=spec.codec.kind, codec_config=config, adapter=folder / "adapter", **common)

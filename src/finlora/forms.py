@@ -68,7 +68,7 @@ def form(model: Model, method: Method, configs: dict[str, Any], params: dict[str
     if fields is not None:
         tensors: dict[str, Tensor] = {}
         for key, held in params.items():
-            for param, v in held.items():
+            for param in held:
                 if param in method.peft.names:
                     tensors[f"{PREFIX}{key}.{method.peft.names[param]}"] = ours.pop(f"{key}.{param}")
         if method.peft.shared:

@@ -39,6 +39,7 @@ __all__ = [
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 BASE = "finlora/base"
+CACHE = {"auto": None, "on": True, "off": False}  # `model.cache` of a spec as open_model takes it
 FAMILIES = {"llama": "LlamaConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
 
 
@@ -66,6 +67,7 @@ class Model(nn.Module):
         self.turned: set[str] = set()  # linears that the family keeps as (in, out)
         self.notes: list[str] = []  # what opening it has to say
         self.also: dict[str, str] = {}  # module of the body -> its parameter that trains whole beside the adapter
+        self.calibration: dict[str, torch.Tensor] = {}  # what the codec encoded by, to be kept beside an adapter
         self.__dict__["compiled"] = None
 
     @property
@@ -152,6 +154,7 @@ def open_model(
             codec = options.pop("kind")
             codec_config = pick("codec", codec).config(**options)
         saved = adapter_tensors(model, adapter)
+        stats = _calibration(adapter, codec, codec_config) if stats is None else stats
         rewire(model, codec=codec, codec_config=codec_config, seed=seed, stats=stats, saved=saved, source=source)
         put_whole(model, adapter)
         model.requires_grad_(False)
@@ -167,7 +170,20 @@ def open_model(
     if source is not None:
         source.close()
         model.notes += source.notes
+    if stats is not None and codec is not None:
+        from .calibrate import condense
+
+        record = pick("codec", codec)
+        model.calibration = condense(stats, record, codec_config or record.config())
     return model.eval()
+
+
+def _calibration(adapter: str | Path, codec: str, config: Any) -> Mapping[str, Stats] | None:
+    """What an adapter's folder keeps for a codec that encodes by calibration."""
+    from .calibrate import calibration_of
+
+    record = pick("codec", codec)
+    return calibration_of(adapter, record, config or record.config())
 
 
 def new_model(config: dict[str, Any], tokenizer: Any, seed: int = 0, *, dtype: str = "auto", device: str = "auto") -> Model:

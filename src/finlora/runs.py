@@ -16,7 +16,18 @@ from . import receipt
 from . import spec as specs
 from .errors import FinloraError
 
-OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "tensorboard", "tokenizer")
+OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "fidelity.json", "tensorboard", "tokenizer")
+
+
+def finished(spec: specs.Spec) -> dict[str, Any] | None:
+    """The receipt of the run's folder if the same spec has finished there already, else None; nothing is written.
+
+    Raises: FinloraError as begin.
+    """
+    if (clash := refusal(spec)) is not None:
+        raise clash
+    path = Path(spec.run.out) / "receipt.json"
+    return receipt.read(path) if path.exists() and not spec.run.overwrite else None
 
 
 def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:

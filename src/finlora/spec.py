@@ -58,7 +58,7 @@ class Model:
         "finlora/base", "finlora/base (embedded), a local Hugging Face folder, or a hub id (online only)", filled=True
     )
     online: bool = setting(False, "allow a hub id to be downloaded")
-    adapter: str = setting("", "folder of a saved adapter to begin with")
+    adapter: str = setting("", "folder of a saved adapter to begin with; it brings its own method")
     cache: str = setting(
         "auto",
         "keep the encoded base on disk and map it the next time: auto does so from 64 MB of weights on",
@@ -167,7 +167,7 @@ class Train:
     recompute: bool = setting(
         False, "compute activations again in the backward pass: less memory, more time", result=False
     )
-    compile: bool = setting(False, "torch.compile the model: slow to start, faster after")
+    compile: bool = setting(False, "pretraining: torch.compile the model: slow to start, faster after")
     validate_every: int = setting(0, "steps between two looks at the held-out loss; 0: once an epoch", low=0)
     patience: int = setting(0, "stop after so many looks without a better held-out loss; 0: never", low=0)
     checkpoint_every: int = setting(

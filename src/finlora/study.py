@@ -16,9 +16,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,8 @@ from . import spec as specs
 from .errors import FinloraError, Problems, unknown
 from .fields import Text
 
-SECTIONS = ("name", "base", "grid", "search", "rule")
+SECTIONS = {"name": str, "base": dict, "grid": dict, "search": dict, "rule": list}
+FORMS = {str: "text", dict: "a table", list: "a list of tables"}
 
 
 @dataclass(frozen=True)
@@ -64,24 +68,41 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise FinloraError(f"cannot read the study {path}: {error.strerror}", "name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FinloraError(f"{path} is not TOML: {error}", "mend the line") from error
-    for key in told:
+    for key, value in told.items():
         if key not in SECTIONS:
             raise unknown("section", key, SECTIONS, str(path))
+        if not isinstance(value, SECTIONS[key]):
+            raise FinloraError(f"{path}: `{key}` must be {FORMS[SECTIONS[key]]}, got {value!r}", f"write {'[[rule]]' if key == 'rule' else f'[{key}]' if SECTIONS[key] is dict else 'name = ...'}")
     grid, search = told.get("grid") or {}, told.get("search") or {}
+    for section, table in told.get("base", {}).items():
+        if not isinstance(table, dict):
+            raise FinloraError(f"{path}: `base.{section}` must be a table, got {table!r}", f"write [base.{section if section in specs.SECTIONS else 'run'}], then its keys")
     if not grid:
         raise FinloraError(f"{path} has no [grid]", 'write [grid] and "method.kind" = ["lora", "dora"]')
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise FinloraError(f"{path}: grid `{key}` must be a list of values, got {values!r}", "put them in [ ]")
+            raise FinloraError(f"{path}: grid `{key}` must be a list of values, got {values!r}", "put them in [ ], and a key with a dot in quotes")
+        if twice := [v for k, v in enumerate(values) if v in values[:k]]:
+            raise FinloraError(f"{path}: grid `{key}` names {twice[0]!r} twice", "name each value once")
+    for key in search:
+        if key not in ("key", "values", "at"):
+            raise unknown("key", key, ["key", "values", "at"], f"{path}: [search]")
     if search and not (search.get("key") and isinstance(search.get("values"), list) and search["values"]):
         raise FinloraError(f"{path}: [search] needs `key` and a list of `values`", 'for example key = "train.lr", values = [1e-4, 1e-3]')
-    for key in search.get("at", {}):
+    at = search.get("at", {})
+    if not isinstance(at, dict):
+        raise FinloraError(f"{path}: search.at must be a table of the grid's keys, got {at!r}", 'write at = { "run.seed" = 0 }')
+    for key, value in at.items():
         if key not in grid:
             raise unknown("key", key, grid, f"{path}: search.at")
+        if value not in grid[key]:
+            raise FinloraError(f"{path}: search.at has {key} = {value!r}, which grid `{key}` lacks", "name one of its values")
+    if search.get("key") in grid:
+        raise FinloraError(f"{path}: `{search['key']}` is searched and stands in [grid] too", "leave it in one of the two")
     rules = []
     for rule in told.get("rule", []):
-        if set(rule) != {"when", "set"}:
-            raise FinloraError(f"{path}: a [[rule]] has `when` and `set`, got {', '.join(sorted(rule)) or 'nothing'}", 'when = {"method.kind" = "dora"}, set = {"method.rank" = 4}')
+        if not isinstance(rule, dict) or set(rule) != {"when", "set"} or not all(isinstance(part, dict) for part in rule.values()):
+            raise FinloraError(f"{path}: a [[rule]] has `when` and `set`, two tables, got {rule!r}", 'when = {"method.kind" = "dora"}, set = {"method.rank" = 4}')
         rules.append((rule["when"], rule["set"]))
     base, problems = told.get("base") or {}, []
     for text in overrides:
@@ -89,13 +110,34 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         section, dot, key = place.partition(".")
         if not (equals and dot):
             raise FinloraError(f"cannot read the override `{text}`", "write section.key=value, such as data.dir=data")
-        base.setdefault(section, {})[key] = Text.parse(raw, place, problems)
+        base.setdefault(section, {})[key] = Text.parse(raw.strip(), place, problems)
     if problems:
         raise Problems(problems)
-    return Study(
-        told.get("name", path.stem), base, grid, search.get("key", ""), tuple(search.get("values", ())),
-        search.get("at", {}), tuple(rules),
-    )  # fmt: skip
+    return Study(told.get("name", path.stem), base, grid, search.get("key", ""), tuple(search.get("values", ())), at, tuple(rules))
+
+
+def _effective(study: Study, place: str) -> None:
+    """Raises: FinloraError for what would silently change nothing: a rule that no cell meets, or a key that another decides."""
+    for when, then in study.rules:
+        for key, value in when.items():
+            if key not in study.grid:
+                raise unknown("key", key, study.grid, f"{place}: the `when` of a [[rule]]")
+            if value not in study.grid[key]:  # of a grid that was cut short, if there is such a value at all
+                try:
+                    probe = spec_of(study, {**{k: v[0] for k, v in study.grid.items()}, key: value}, "unused")
+                    specs.resolve(probe.method), specs.resolve(probe.codec), specs.resolve(probe.optimizer)
+                except FinloraError as error:
+                    raise FinloraError(f"{place}: a [[rule]] is for {key} = {value!r}: {error.problems[0].message}", error.problems[0].hint) from error
+        for key in then:
+            if key in study.grid or key == study.key:
+                raise FinloraError(f"{place}: a [[rule]] sets `{key}`, which {'[search]' if key == study.key else '[grid]'} decides", "leave it out of the rule")
+    for key in study.grid:
+        section, _, name = key.partition(".")
+        if section in study.base and name in study.base[section]:
+            raise FinloraError(f"{place}: `{key}` stands in [base.{section}] and in [grid]", "leave it in one of the two")
+    run_out = [where for where in (study.base.get("run", {}), study.grid) if "out" in where or "run.out" in where]
+    if run_out:
+        raise FinloraError(f"{place}: run.out is the study's own to choose", "leave it out, and name the study's folder with --out")
 
 
 def spec_of(study: Study, keys: Mapping[str, Any], out: str) -> specs.Spec:
@@ -107,7 +149,10 @@ def spec_of(study: Study, keys: Mapping[str, Any], out: str) -> specs.Spec:
             changes = {**then, **changes}
     for key, value in {**changes, "run.out": out}.items():
         section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
+        table = tree.setdefault(section, {})
+        for part in name.split(".")[:-1]:
+            table[part] = table = dict(table.get(part) or {})
+        table[name.rpartition(".")[2]] = value
     return specs.spec_from_dict(tree, (), f"study {study.name}")
 
 
@@ -115,11 +160,16 @@ def cells(study: Study) -> list[Cell]:
     """Every combination of the grid, in the order of the file, with why some cannot be."""
     from .seam import check_over
 
-    out = []
+    out: list[Cell] = []
+    known: dict[str, dict[str, Any]] = {}
     for combination in itertools.product(*study.grid.values()):
         keys, refused = dict(zip(study.grid, combination)), ""
         try:
-            spec = spec_of(study, keys, "unused")
+            for value in study.values or (None,):
+                spec = spec_of(study, keys if value is None else {**keys, study.key: value}, "unused")
+            other = known.setdefault(specs.digest(spec), keys)
+            if other is not keys:
+                raise FinloraError("the same run as " + told(other), "what tells them apart changes no result: leave it out of [grid]")
             (method, _), (codec, _) = specs.resolve(spec.method), specs.resolve(spec.codec)
         except FinloraError as error:
             first = error.problems[0]
@@ -129,6 +179,7 @@ def cells(study: Study) -> list[Cell]:
         except FinloraError as error:
             refused = error.message
         out.append(Cell(keys, refused))
+    _effective(study, f"study {study.name}")
     return out
 
 
@@ -157,9 +208,11 @@ def _group(study: Study, keys: Mapping[str, Any]) -> str:
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """How many runs of each sort, and which combinations are left out: {"search", "runs", "refused"}."""
+    """How many runs of each sort, which combinations are left out, what rules ask for in vain: {"search", "runs", "refused", "unmet"}."""
     found = cells(study)
+    unmet = [f"{key} = {value!r}" for when, _ in study.rules for key, value in when.items() if value not in study.grid[key]]
     return {
+        "unmet": unmet,
         "search": sum(len(trials) for trials in searches(study).values()),
         "runs": sum(not cell.refused for cell in found),
         "refused": [f"{told(cell.keys)}: {cell.refused}" for cell in found if cell.refused],
@@ -229,29 +282,53 @@ def _all(study: Study, asked: list[tuple[Path, dict[str, Any], bool]], jobs: int
         import multiprocessing
 
         threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // jobs)
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,))
+        try:
             futures = {pool.submit(one, *work[place]): place for place in waiting}
             for count, future in enumerate(as_completed(futures), 1):
                 place = futures[future]
-                done[place] = future.result()
+                try:
+                    done[place] = future.result()
+                except BrokenProcessPool as error:
+                    raise FinloraError(f"the process of {told(asked[place][1])}, or of a run beside it, was killed", "memory may have run out: use fewer --jobs; the same command again goes on") from error
                 what = done[place].get("error") or ", ".join(f"{k} {v:.3f}" for k, v in done[place].get("accuracy", {}).items()) or f"validation loss {_loss(done[place]):.4f}"
                 note(f"{count}/{len(waiting)} {told(asked[place][1])}: {what}")
+        finally:  # Ctrl-C reaches the runs too: each saves and stops; those that wait never begin
+            pool.shutdown(wait=True, cancel_futures=True)
     return [(asked[place], done[place]) for place in range(len(asked))]
 
 
 def _begin(threads: int) -> None:
+    """A worker: its share of the cores (two threads on a busy core wait for each other), and no life of its own."""
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int, seconds: float = 1.0) -> None:
+    """End this process when its parent has: a killed study leaves no run behind that nobody waits for."""
+    while os.getppid() == parent:
+        time.sleep(seconds)
+    os._exit(1)
+
+
+_stopped: list[str] = []
 
 
 def one(tree: dict[str, Any], grade: bool) -> dict[str, Any]:
     """One run of a study, in whatever process: {"run", "val", "accuracy"} or {"run", "error"}."""
+    from .train import Interrupted
     from .tune import finetune
 
     spec = specs.spec_from_dict(tree)
+    if _stopped:
+        raise Interrupted("stopped by the user before it began", "run the study again to go on")
     try:
         finetune(spec, grade=grade)
+    except (KeyboardInterrupt, Interrupted):
+        _stopped.append(spec.run.out)  # the pool holds runs for this process that it cannot take back
+        raise
     except FinloraError as error:
         return {"run": Path(spec.run.out).name, "error": error.message}
     return _said(Path(spec.run.out))

@@ -17,13 +17,12 @@ import torch
 from . import adapters, baselines, measure, receipt, rows, runs, text
 from . import model as models
 from . import spec as specs
+from .calibrate import calibration_of, collect
 from .errors import FinloraError
 from .logs import Logs
 from .registry import pick
 from .text import Tokens
 from .train import fit
-
-CACHE = {"auto": None, "on": True, "off": False}  # model.cache as open_model takes it
 
 
 def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict[str, Any]:
@@ -43,10 +42,9 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
             progress.note(f"note: {line}")
     _, codec_config = specs.resolve(spec.codec)
     method, method_config = specs.resolve(spec.method)
-    folder, finished = runs.begin(spec)
-    if finished is not None:
+    if (finished := runs.finished(spec)) is not None:
         if progress:
-            progress.note(f"{folder} is finished already; this is its receipt")
+            progress.note(f"{spec.run.out} is finished already; this is its receipt")
         return finished
     torch.manual_seed(spec.run.seed)
     stats = calibrated(spec, progress)
@@ -55,7 +53,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         spec.model.name, codec=None if outside else spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if outside or spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
         patterns=spec.method.patterns, also=spec.method.also, stats=stats, seed=spec.run.seed, online=spec.model.online,
-        adapter=spec.model.adapter or None, cache=CACHE[spec.model.cache],
+        adapter=spec.model.adapter or None, cache=models.CACHE[spec.model.cache],
     )  # fmt: skip
     for line in model.notes if progress else ():
         progress.note(f"note: {line}")
@@ -69,6 +67,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
     train, held, told_data = words(spec, model)
     if progress:
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
+    folder, _ = runs.begin(spec)  # not before: a model or data that cannot be opened should leave no folder behind
     meter = measure.meter(model.device)
     told = fit(
         model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held,
@@ -90,7 +89,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
             "trainable": sum(p.numel() for p in model.trainable().values()),
             "bits_per_weight": models.bits_per_weight(model),
         },
-        method=spec.method.kind,
+        method=evaluate.describe(model)["method"] if spec.model.adapter else spec.method.kind,
         codec=spec.codec.kind,
         data=told_data["sets"],
         template=told_data["template"],
@@ -109,17 +108,18 @@ def calibrated(spec: specs.Spec, progress: Any = None) -> dict[str, Any] | None:
     """
     codec, codec_config = specs.resolve(spec.codec)
     needs = set(codec.needs(codec_config))
-    if not spec.model.adapter:
+    if spec.model.adapter:  # a base that was encoded by calibration is so again by the same
+        needs -= needs if calibration_of(spec.model.adapter, codec, codec_config) else set()
+    else:
         method, method_config = specs.resolve(spec.method)
         needs |= set(method.needs(method_config))
     if not needs:
         return None
-    from .calibrate import collect
-
     if progress:
         progress.note(f"calibrating on {spec.calibrate.examples} training examples")
     model = models.open_model(
-        spec.model.name, codec=spec.calibrate.codec, device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online
+        spec.model.name, codec=spec.calibrate.codec, device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online,
+        cache=models.CACHE[spec.model.cache],
     )
     tokens, _, _ = words(spec, model)
     chosen = _first(tokens, spec.calibrate.examples, spec.run.seed)

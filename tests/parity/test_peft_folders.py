@@ -186,7 +186,7 @@ def test_embeddings_and_head_go_along(peft, folders, tmp_path, family, also):
     """Trained whole beside the adapter they are PEFT's modules_to_save; where the base ties them both names are written."""
     model = open_model(str(folders[family]), method="lora", method_config=small("lora"), also=also, dtype="float32", device="cpu")
     assert model.also
-    stir(model.trainable().values())
+    stir(model.trainable().values(), 0.1)
     folder = adapters.save_adapter(model, tmp_path / "adapter")
     base = transformers_model(folders[family])
     before = theirs_says(base)

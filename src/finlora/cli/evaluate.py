@@ -37,9 +37,10 @@ def command(
     from ..spec import Spec, digest, with_overrides
     from .progress import Progress
 
-    wanted = with_overrides(Spec(), *(set or ()))
+    # the codec's name before its options, which are read as those of that codec
+    wanted = with_overrides(Spec(), *([f"codec.kind={codec}"] if codec else []), *(set or ()))
     wanted = shared.with_flags(
-        wanted, model__name=model, model__adapter=adapter, model__online=online or None, codec__kind=codec, data__tasks=task, data__dir=data,
+        wanted, model__name=model, model__adapter=adapter, model__online=online or None, data__tasks=task, data__dir=data,
         evaluate__tasks=task, evaluate__ways=way, evaluate__limit=limit, evaluate__split=split, run__out=out, run__overwrite=overwrite or None,
     )  # fmt: skip
     if codec is None and not any(text.startswith("codec.") for text in set or ()):

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from . import shared
+
 
 def command(
     what: Annotated[str, typer.Argument(metavar="FORM", help="merged: a dense model; peft: an adapter folder; bnb: a bitsandbytes checkpoint.")],
@@ -16,6 +18,7 @@ def command(
     base: Annotated[str, typer.Option("--base", help="merged: into the dequantised weights it was trained over, or the original ones.")] = "dequantised",
     rank: Annotated[int | None, typer.Option("--rank", help="peft: cut the adapter to this rank by SVD.")] = None,
     codec: Annotated[str | None, typer.Option("--codec", metavar="KIND", help="bnb: nf4, nf4_dq, fp4 or int8; default: as trained.")] = None,
+    model: shared.ModelName = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
 ) -> None:
     """Write a tuned model in the form that another tool reads.
@@ -34,5 +37,5 @@ def command(
             raise FinloraError(f"--{key.replace('_', '-')} says nothing to `export {what}`", f"leave it out; it belongs to {', '.join(f for f in forms if key in forms[f])}")
     from .. import export
 
-    folder = getattr(export, what)(source, out, device=device, **{key: given[key] for key in forms[what]})
+    folder = getattr(export, what)(source, out, model=model, device=device, **{key: given[key] for key in forms[what]})
     typer.echo(str(folder))

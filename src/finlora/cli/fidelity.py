@@ -19,7 +19,8 @@ def command(
 
     [dim]finlora fidelity runs/fpb[/dim]
     """
-    from ..fidelity import markdown, run as measure
+    from ..fidelity import markdown
+    from ..fidelity import run as measure
 
     with shared.live() as progress:
         said = measure(run, limit, codec, progress)

@@ -47,7 +47,7 @@ def command(
         raise FinloraError("the prompt is empty", 'write finlora generate "Revenue rose"')
     shared.refuse(check(wanted, "generate"))
     from ..generate import write
-    from ..model import open_model
+    from ..model import CACHE, open_model
 
     record, config = resolve(wanted.codec)
     opened = open_model(
@@ -57,6 +57,7 @@ def command(
         adapter=wanted.model.adapter or None,
         device=wanted.run.device,
         online=online,
+        cache=CACHE[wanted.model.cache],
     )
     for piece in write(opened, text, max_new=max_new, temperature=temperature, seed=seed):
         typer.echo(piece, nl=False)

@@ -37,6 +37,8 @@ def command(
             if key not in ("name", "about", "kind") and value not in ("", {}, [])
         )
         table.add_row(row["name"], Text.assemble(row["about"], ("\n" + ", ".join(facts), "dim")))
+    if family.removesuffix("s") == "method":
+        table.add_row("peft:NAME", Text("a tuner of the package peft, trained by our loop as a baseline: peft:oft, peft:loha ..."))
     Console(highlight=False).print(table)
 
 

@@ -44,15 +44,12 @@ def with_flags(spec: Spec, **flags: Any) -> Spec:
 def as_trained(spec: Spec) -> Spec:
     """The spec with the codec its adapter was trained over, for a user who named none."""
     from ..adapters import trained_over
-    from ..errors import FinloraError
     from ..spec import replace
 
-    if not spec.model.adapter:
-        return spec
-    try:
-        return replace(spec, codec=trained_over(spec.model.adapter))
-    except FinloraError:  # no adapter: `check` says so, together with whatever else is wrong
-        return spec
+    folder = Path(spec.model.adapter).expanduser()
+    if not spec.model.adapter or not (folder / "adapter_config.json").is_file():
+        return spec  # no adapter: `check` says so, together with whatever else is wrong
+    return replace(spec, codec=trained_over(folder))
 
 
 def refuse(problems: list[Any]) -> None:

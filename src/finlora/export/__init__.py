@@ -32,26 +32,27 @@ BASES = ("dequantised", "original")
 
 
 def merged(
-    source: str | Path, out: str | Path, *, dtype: str = "auto", shard_size: str = "2GB", base: str = "dequantised", device: str = "auto"
-) -> Path:
+    source: str | Path, out: str | Path, *, dtype: str = "auto", shard_size: str = "2GB", base: str = "dequantised",
+    model: str | None = None, device: str = "auto",
+) -> Path:  # fmt: skip
     """Write a run, an adapter or a model as a dense Hugging Face folder.
 
     dtype: of the weights: auto (as the base's checkpoint has them), bfloat16, float16, float32. base: fold the adapter into
-    the `dequantised` weights that it was trained over, or into the `original` ones.
+    the `dequantised` weights that it was trained over, or into the `original` ones. model: the base, where it is not where the adapter says (so in all three).
     Raises: FinloraError for a source that is none, an `out` that exists, weights that the dtype cannot hold.
     """
     if base not in BASES:
         raise unknown("base", base, BASES, "--base")
-    opened = open_source(source, codec="none" if base == "original" else None, device=device)
-    model, name = opened.model, opened.adapter_name
-    state = plain_state(model)
-    for key, linear in model.linears.items():
-        state[key + ".weight"] = lambda key=key, linear=linear: _turned(model, key, linear.merged(name if name in linear.adapters else None))
+    opened = open_source(source, codec="none" if base == "original" else None, model=model, device=device)
+    body, name = opened.model, opened.adapter_name
+    state = plain_state(body)
+    for key, linear in body.linears.items():
+        state[key + ".weight"] = lambda key=key, linear=linear: _turned(body, key, linear.merged(name if name in linear.adapters else None))
     how = f"folded into the {base} weights in float32, then rounded once"
     return write_model(opened, out, state, dtype, shard_size, card.model(opened, "merged", how if name else "no adapter: the weights as they are kept, decoded"))
 
 
-def peft(source: str | Path, out: str | Path, *, rank: int | None = None, device: str = "auto") -> Path:
+def peft(source: str | Path, out: str | Path, *, rank: int | None = None, model: str | None = None, device: str = "auto") -> Path:
     """Write a run's adapter as an adapter folder that PEFT reads over the original weights.
 
     Without a rank: plain LoRA that is exactly the adapter, of twice the rank where the method edited its base; the method's
@@ -61,8 +62,8 @@ def peft(source: str | Path, out: str | Path, *, rank: int | None = None, device
     """
     if rank is not None and rank < 1:
         raise FinloraError(f"--rank must be at least 1, got {rank}", "leave it out for the exact adapter")
-    opened = open_source(source, device=device)
-    model, held = opened.model, _held(opened)
+    opened = open_source(source, model=model, device=device)
+    body, held = opened.model, _held(opened)
     method = next(iter(held.values())).how[opened.adapter_name][0]
     params = {key: _params(opened, linear) for key, linear in held.items()}
     configs = {key: linear.how[opened.adapter_name][1] for key, linear in held.items()}
@@ -74,7 +75,7 @@ def peft(source: str | Path, out: str | Path, *, rank: int | None = None, device
             forms, errors = {key: c[:3] for key, c in cut.items()}, {key: c[3] for key, c in cut.items()}
         fields, tensors = plain_fields(forms)
     elif rank is not None:
-        original = open_source(source, codec="none", device=device)
+        original = open_source(source, codec="none", model=model, device=device)
         cut = {}
         for key in held:
             linear = original.model.linears[key]
@@ -83,15 +84,16 @@ def peft(source: str | Path, out: str | Path, *, rank: int | None = None, device
         errors = {key: c[3] for key, c in cut.items()}
     else:
         fields, tensors = _native(opened, configs, params)
-    whole = trained_whole(model)
+    whole = trained_whole(body)
     tensors.update({f"{PREFIX}{key}.{leaf}": kept(v) for key, module in whole.items() for leaf, v in module.items()})
-    fields = {**fields, **common_fields(model, set(held), sorted(whole), fields["peft_type"])}
+    fields = {**fields, **common_fields(body, set(held), sorted(whole), fields["peft_type"])}
     return write_folder(out, fields, {MAIN: tensors}, card=card.adapter(opened, fields, rank, errors))
 
 
 def bnb(
-    source: str | Path, out: str | Path, *, codec: str | None = None, dtype: str = "auto", shard_size: str = "2GB", device: str = "auto"
-) -> Path:
+    source: str | Path, out: str | Path, *, codec: str | None = None, dtype: str = "auto", shard_size: str = "2GB",
+    model: str | None = None, device: str = "auto",
+) -> Path:  # fmt: skip
     """Write a run, an adapter or a model as a checkpoint that bitsandbytes has quantised.
 
     The linears are kept as they are stored, an edit of the method's included, so nothing is rounded again; the adapter
@@ -99,9 +101,9 @@ def bnb(
     run was trained over. dtype: of all other weights, and what transformers computes in.
     Raises: FinloraError for a codec that bitsandbytes lacks, a method that PEFT cannot hold, an `out` that exists.
     """
-    opened = open_source(source, codec=codec, device=device)
-    model = opened.model
-    stores = {key: linear.store for key, linear in model.linears.items()}
+    opened = open_source(source, codec=codec, model=model, device=device)
+    body = opened.model
+    stores = {key: linear.store for key, linear in body.linears.items()}
     if not stores or None in stores.values():
         raise FinloraError("the linears of this model are kept as they are", "choose how: --codec nf4, nf4_dq, fp4 or int8")
     record = next(iter(stores.values())).codec
@@ -110,11 +112,11 @@ def bnb(
     except FinloraError as error:
         raise FinloraError(error.message, "choose another with --codec nf4, nf4_dq, fp4 or int8") from error
     compute = opened.dtype(dtype)
-    state = plain_state(model)
+    state = plain_state(body)
     for key, store in stores.items():
         tensors = {name: store.get_buffer(name) for name in store.keys}
         state.update({f"{key}.{suffix}": value for suffix, value in write(store.codec, store.cfg, tensors, store.shape, compute).items()})
-    linear_names = {key for key, m in model.body.named_modules() if isinstance(m, torch.nn.Linear) and key not in stores}
+    linear_names = {key for key, m in body.body.named_modules() if isinstance(m, torch.nn.Linear) and key not in stores}
     extra = {"quantization_config": settings(record, compute, sorted(linear_names))}
 
     def beside(folder: Path) -> None:
@@ -123,7 +125,7 @@ def bnb(
         held = _held(opened)
         params = {key: {p: v for p, v in _params(opened, linear).items() if p not in EDIT} for key, linear in held.items()}
         fields, tensors = _native(opened, {key: linear.how[opened.adapter_name][1] for key, linear in held.items()}, params)
-        fields = {**fields, **common_fields(model, set(held), [], fields["peft_type"]), "base_model_name_or_path": str(out)}
+        fields = {**fields, **common_fields(body, set(held), [], fields["peft_type"]), "base_model_name_or_path": str(out)}
         write_folder(folder / "adapter", fields, {MAIN: tensors})
 
     how = "beside it, in `adapter/`, over these very weights" if opened.adapter_name else "none"

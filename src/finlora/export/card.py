@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from ..linear import EDIT
 from .source import Opened
 
 LOAD = {
@@ -35,6 +36,11 @@ def adapter(opened: Opened, fields: dict[str, Any], rank: int | None, errors: di
         lines += [
             f"Cut to rank {rank} by SVD: of each linear's change of weight, {100 * mean:.2f}% is left out in the mean (relative Frobenius error), "
             f"{100 * errors[worst]:.2f}% at most (`{worst}`).",
+        ]
+    elif opened.lossy and any(EDIT[0] in held for linear in opened.model.linears.values() for held in linear.adapters.values()):
+        lines += [
+            f"It edited its base before that was rounded to `{opened.facts['codec of the base']}`. Over the original weights this is the adapter with its edit, "
+            "without the rounding that it was trained against; `finlora export bnb` keeps the very weights, where that codec is one of bitsandbytes'."
         ]
     else:
         lines += ["Exactly the adapter that was trained, over the original weights."]

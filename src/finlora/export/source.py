@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..adapters import read_config
+from ..adapters import read_config, trained_over
 from ..errors import FinloraError
 from ..model import Model, locate, open_model
 from ..registry import pick
-from ..spec import load_spec
+from ..spec import digest, load_spec
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
@@ -49,10 +49,11 @@ class Opened:
         return table[name]
 
 
-def open_source(source: str | Path, *, codec: str | None = None, device: str = "auto") -> Opened:
+def open_source(source: str | Path, *, codec: str | None = None, model: str | None = None, device: str = "auto") -> Opened:
     """Open a run's folder, an adapter's folder, a model's folder or `finlora/base`.
 
-    codec: how the base is kept; None is as the adapter was trained, and none for a model without one.
+    codec: how the base is kept; None is as the adapter was trained, and none for a model without one. model: the base of an
+    adapter, where it is not where the adapter says.
     Raises: FinloraError for a folder that is none of these.
     """
     folder = Path(source).expanduser()
@@ -74,17 +75,19 @@ def open_source(source: str | Path, *, codec: str | None = None, device: str = "
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise FinloraError(f"`{folder}` is no run, no adapter and no model", "name the folder that a run wrote, its `adapter`, or a model's")
     fidelity, lossy = _json(folder / "fidelity.json"), False
+    if facts and fidelity.get("spec", digest(spec)) != digest(spec):  # of an earlier run in the same folder
+        fidelity = {}
     if adapter is not None:
         fields, own = read_config(adapter)
-        base = base or own.get("base") or fields.get("base_model_name_or_path") or ""
+        base = model or base or own.get("base") or fields.get("base_model_name_or_path") or ""
         dtype = own.get("dtype") or dtype
-        lossy = not pick("codec", own.get("codec", "none")).lossless
+        lossy = not pick("codec", trained_over(adapter)["kind"]).lossless
         facts = {"method": own.get("method", fields.get("peft_type", "").lower()), **own.get("config", {}), "codec of the base": own.get("codec", "none"), **facts}
     kept = {"codec": codec, "codec_config": pick("codec", codec).config()} if codec else {}
     # as it was trained: a bfloat16 run encoded bfloat16 weights. Over the original ones all is computed in float32
     wanted = "float32" if (codec and pick("codec", codec).lossless) or dtype in ("", "auto") else dtype
-    model = open_model(base, adapter=adapter, device=device, dtype=wanted, online=online, **(kept if adapter is not None or codec else {"codec": "none"}))
-    return Opened(str(source), model, base, adapter, facts, lossy, fidelity)
+    opened = open_model(base, adapter=adapter, device=device, dtype=wanted, online=online, **(kept if adapter is not None or codec else {"codec": "none"}))
+    return Opened(str(source), opened, base, adapter, facts, lossy, fidelity)
 
 
 def _json(path: Path) -> dict[str, Any]:

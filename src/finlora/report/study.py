@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finlora import receipt
-from finlora.errors import FinloraError
+from finlora.errors import FinloraError, unknown
 
 LEVEL = 0.05
 ROW, SEED = "method.kind", "run.seed"
@@ -38,11 +38,16 @@ def study_report(folder: str | Path, out: str | Path | None = None, reference: s
         raise FinloraError(f"`{folder}` holds no study: {error}", "finlora study run writes study.json") from error
     if not study["runs"]:
         raise FinloraError(f"no run of the study in `{folder}` has finished", "run it again to go on")
+    if not all(ROW in r["keys"] for r in study["runs"]):
+        raise FinloraError(f"the study in `{folder}` has no `{ROW}` in its [grid], by which a report tells its runs", f"add \"{ROW}\" = [\"lora\"] to it")
+    methods = {r["keys"][ROW] for r in study["runs"]}
+    if reference not in methods:
+        raise unknown("method", reference, methods, f"the study in `{folder}`, to compare others with (--reference)")
     sheets = {r["run"]: public(receipt.read(folder / "runs" / r["run"])) for r in study["runs"]}
     tables = [
         _table(folder, study, sheets, task, dict(setting), reference)
         for task in sorted({task for sheet in sheets.values() for task in sheet["results"]})
-        for setting in _settings(study["runs"])
+        for setting in _settings(study["runs"], study["key"])
     ]
     across = [row for task in sorted({t["task"] for t in tables}) for row in _across(folder, study, sheets, task)]
     said = {"study": study["study"], "reference": reference, "tables": tables, "across": across, "chosen": study["chosen"], "failed": study["failed"], "refused": study["refused"]}
@@ -64,11 +69,11 @@ def public(sheet: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _settings(runs: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, Any], ...]]:
+def _settings(runs: Sequence[Mapping[str, Any]], searched: str) -> list[tuple[tuple[str, Any], ...]]:
     """Values of every grid key but method and seed (and the searched key), each combination once."""
     shared = set.intersection(*(set(r["keys"]) for r in runs))
     varied = [k for k in runs[0]["keys"] if k in shared and k not in (ROW, SEED) and len({repr(r["keys"][k]) for r in runs}) > 1]
-    varied = [k for k in varied if not k.startswith("train.")]
+    varied = [k for k in varied if k != searched]
     return list(dict.fromkeys(tuple((k, r["keys"][k]) for k in varied) for r in runs))
 
 
@@ -132,7 +137,7 @@ def _across(folder: Path, study: Mapping[str, Any], sheets: Mapping[str, Any], t
     """Each method at one setting against itself at the first setting: what a codec costs."""
     from finlora import score, seeds
 
-    settings = _settings(study["runs"])
+    settings = _settings(study["runs"], study["key"])
     out = []
     for other, method in itertools.product(settings[1:], dict.fromkeys(r["keys"][ROW] for r in study["runs"])):
         a, b = _of(study, method, dict(other)), _of(study, method, dict(settings[0]))
