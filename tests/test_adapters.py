@@ -202,7 +202,7 @@ def test_another_rank(folder, stats, tmp_path, method):
     own = json.loads(path.read_text(encoding="utf-8"))
     own["config"]["rank"], own["configs"] = 5, {}
     path.write_text(json.dumps(own), encoding="utf-8")
-    refuse(folder, adapter, "model.layers.0")
+    refuse(folder, adapter, "5")
 
 
 def test_without_ours_it_is_plain_lora(folder, stats, tmp_path):
