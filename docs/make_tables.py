@@ -33,7 +33,8 @@ How frozen weights are kept. Written by `python docs/make_tables.py` from the co
 - **error**: |W' - W| / |W| (Frobenius) of {sample[0]} x {sample[1]} random weights of standard deviation 1/32: Gaussian, and
   Student's t with 5 degrees of freedom, whose tails are long.
 - **needs**: what calibration must have measured before encoding.
-- **Mweights/s**: encoding and decoding on one CPU core (`bench/codecs.py`).
+- **Mweights/s**: encoding and decoding on two CPU cores, float32 (`bench/codecs.py`; those that bitsandbytes has at 4096 x 4096, the
+  others at 1024 x 4096).
 
 """
 METHODS = """# Methods
@@ -111,7 +112,8 @@ def codec_rows() -> list[dict[str, str]]:
     about = {row["name"]: row["about"] for row in members("codecs")}
     rows = []
     for name in names("codec"):
-        record, speed = pick("codec", name), speeds.get(name, {})
+        record = pick("codec", name)
+        speed = {} if record.lossless else speeds.get(name, {})
         rows.append(
             {
                 "codec": f"`{name}`",
