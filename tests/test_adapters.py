@@ -176,7 +176,7 @@ def test_cut_short(folder, stats, tmp_path, method):
     """Whatever the form: a file that is missing, truncated, or short of a tensor says so in one line."""
     adapter, _ = trained(folder, stats, method, tmp_path / "adapter")
     own = json.loads((adapter / "finlora.json").read_text(encoding="utf-8"))
-    file = adapter / ("finlora.safetensors" if own["form"] == "lora" else "adapter_model.safetensors")
+    file = adapter / ("finlora.safetensors" if own["form"] == "plain" else "adapter_model.safetensors")
     tensors = load_file(file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-64])
@@ -191,7 +191,7 @@ def test_cut_short(folder, stats, tmp_path, method):
     save_file({k: v * float("nan") if k == key else v for k, v in tensors.items()}, file)
     refuse(folder, adapter, "not finite")
     file.unlink()
-    refuse(folder, adapter, "finlora.safetensors" if own["form"] == "lora" else "adapter_model.safetensors")
+    refuse(folder, adapter, "finlora.safetensors" if own["form"] == "plain" else "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("method", METHODS)

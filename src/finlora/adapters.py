@@ -10,7 +10,7 @@ A folder that we wrote loads in PEFT with equal logits, and one that PEFT wrote 
 takes follows from what the method's record says, and stands in finlora.json as `form`:
 
     peft    the method's own format in PEFT
-    lora    no such format, or a base that was edited: plain LoRA over the original weights, of twice the rank where the
+    plain   no such format, or a base that was edited: plain LoRA over the original weights, of twice the rank where the
             base was edited (`over_original`); we reopen from finlora.safetensors, exactly as trained
     own     no LoRA form either: our own parameters under our own kind, which PEFT refuses and does not misread
 
@@ -295,9 +295,9 @@ def _found(folder: Path, main: dict[str, Tensor], fields: dict[str, Any], own: d
     found: dict[str, dict[str, Tensor]] = {}
     shared: dict[str, Tensor] = {}
     taken = own.get("form")
-    if taken == "lora" and not (folder / OWN).is_file():
+    if taken == "plain" and not (folder / OWN).is_file():
         raise FinloraError(f"adapter `{folder}` has no {OWN}, which holds it as it was trained", "copy the whole folder; without finlora.json it opens as the plain LoRA that PEFT reads")
-    if taken != "lora":
+    if taken != "plain":
         suffixes = {v: k for k, v in method.peft.names.items()} if method.peft else {}
         corners = {v: k for k, v in method.peft.shared.items()} if method.peft else {}
         leaves = {key.rpartition(".")[2] for key in corners}

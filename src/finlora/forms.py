@@ -1,7 +1,7 @@
 """What PEFT's file of an adapter holds: the method's own format there, or plain LoRA, or neither.
 
     peft    the method's own format, where the file so holds the whole map
-    lora    plain LoRA over the original weights (`over_original`), each linear with its own rank and scale
+    plain   plain LoRA over the original weights (`over_original`), each linear with its own rank and scale
     own     our own parameters under our own kind
 
 Only what the record says counts (`peft`, `to_lora`) and whether the base was edited. PEFT lets few settings differ from
@@ -77,7 +77,7 @@ def form(model: Model, method: Method, configs: dict[str, Any], params: dict[str
         return "peft", fields, tensors, ours
     if method.to_lora is not None:
         fields, tensors = plain_fields({key: over_original(method, configs[key], held) for key, held in params.items()})
-        return "lora", fields, tensors, ours
+        return "plain", fields, tensors, ours
     own = {f"{PREFIX}{key}.finlora_{param}": v for key, held in params.items() for param, v in held.items()}
     return "own", {"peft_type": f"FINLORA_{method.name.upper()}"}, own, {}
 

@@ -163,8 +163,8 @@ def test_every_method_both_ways(peft, folders, tmp_path, family, name):
         close(expected, theirs_says(wrapped), before, RENEWED if record.refresh else 1e-5)
         held = next(iter(model.linears.values())).adapters["default"]
         if EDIT[0] in held:
-            assert fields["peft_type"] == "LORA" and fields["r"] == 4 + held[EDIT[0]].shape[0] and own["form"] == "lora"
-        assert (folder / "finlora.safetensors").is_file() == (own["form"] == "lora" or bool(held.keys() - record.peft.names.keys() - record.peft.shared.keys()))
+            assert fields["peft_type"] == "LORA" and fields["r"] == 4 + held[EDIT[0]].shape[0] and own["form"] == "plain"
+        assert (folder / "finlora.safetensors").is_file() == (own["form"] == "plain" or bool(held.keys() - record.peft.names.keys() - record.peft.shared.keys()))
     else:
         assert fields["peft_type"].startswith("FINLORA_")
         with pytest.raises((KeyError, ValueError)):
