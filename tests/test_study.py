@@ -229,7 +229,7 @@ def test_a_stopped_study_leaves_nothing_running_and_goes_on(file, home, blow):
     alive = subprocess.run(["ps", "-o", "args=", "-g", str(group)], capture_output=True, text=True).stdout
     assert "spawn_main" not in alive, alive
     short = STUDY.replace('"lora", "dora", "full"', '"lora"').replace('["none", "nf4"]', '["none"]').replace("[0, 1]", "[0]")
-    file.write_text(short.replace("steps = 2", "steps = 400").replace("[1e-3, 1e-2]", "[1e-3]"), encoding="utf-8")
+    file.write_text(short.replace("steps = 2", "steps = 40").replace("[1e-3, 1e-2]", "[1e-3]"), encoding="utf-8")
     assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
     assert json.loads((home / "runs" / "study.json").read_text(encoding="utf-8"))["failed"] == []
 
