@@ -107,7 +107,7 @@ def _table(folder: Path, study: Mapping[str, Any], sheets: Mapping[str, Any], ta
         found = seeds.over_seeds(x, clusters)
         both = [seed for seed in held if seed in against]
         row: dict[str, Any] = {
-            "method": method, "seeds": len(held), "accuracy": asdict(found.estimate), "by_seed": [float(v) for v in x.mean(1)],
+            "method": method, "seeds": len(held), "accuracy": _share(asdict(found.estimate)), "by_seed": [float(v) for v in x.mean(1)],
             "lr": next((r["keys"].get("train.lr") for r in study["runs"] if r["run"] in runs.values()), None),
             **_cost([sheets[run] for run in runs.values()]),
         }  # fmt: skip
@@ -120,6 +120,11 @@ def _table(folder: Path, study: Mapping[str, Any], sheets: Mapping[str, Any], ta
         row["difference"]["holm_p"] = p
     floors = {k: v["accuracy"]["value"] for k, v in (sheets[study["runs"][0]["run"]]["results"][task].get("floors") or {}).items() if "accuracy" in v}
     return {"task": task, "setting": setting, "rows": sorted(rows, key=lambda r: -r["accuracy"]["value"]), "floors": floors}
+
+
+def _share(estimate: dict[str, Any]) -> dict[str, Any]:
+    """The estimate of a share: with few seeds the interval can reach past 0 or 1, where there is nothing."""
+    return {**estimate, "low": max(0.0, estimate["low"]), "high": min(1.0, estimate["high"])}
 
 
 def _cost(sheets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
