@@ -118,8 +118,8 @@ def test_list_tells_how_each_method_leaves_the_house(capsys):
 
     main(["list", "methods", "--json"])
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["lora"]["export"] == "LoRA of the same rank" and rows["lora"]["frozen"] == []
-    assert rows["dora"]["export"] == "merged weights only" and rows["dora"]["frozen"] == ["m"]
+    assert rows["lora"]["export"] == "LoRA of the same rank" and rows["lora"]["extra_state"] == []
+    assert rows["dora"]["export"] == "merged weights only" and rows["dora"]["extra_state"] == ["m"]
     assert rows["full"]["export"] == "the weights themselves" and rows["full"]["over"] == "lossless"
     codec, draw = registry.pick("codec", "none"), torch.Generator().manual_seed(1)
     W, x = torch.randn(40, 56, generator=draw), torch.randn(128, 56, generator=draw)
@@ -130,7 +130,7 @@ def test_list_tells_how_each_method_leaves_the_house(capsys):
         linear = build(W, codec=codec, codec_config=codec.config(), method=method, method_config=method.config(), generator=draw, stats=stats,
                        dtype=torch.float32, route=Route())  # fmt: skip
         params = dict(linear.adapters["default"].items())
-        assert set(params) - {"A", "B"} <= set(row["frozen"])
+        assert set(params) - {"A", "B"} <= set(row["extra_state"])
         form = over_original(method, method.config(), params)
         assert (form is None) == (row["export"] in ("merged weights only", "the weights themselves")) == (not row["to_lora"]), name
         if EDIT[0] in params:

@@ -104,7 +104,7 @@ def _method(record: Any) -> dict[str, Any]:
         "to_lora": record.to_lora is not None,
         "over": record.over if not record.trains_base else "lossless",
         "needs": [*record.needs(record.config())],
-        "frozen": [*found.params],
+        "extra_state": [*found.params],
         "refreshes": record.refresh is not None,
         "options": _options(record.config),
     }
@@ -142,7 +142,7 @@ def _task(record: Any) -> dict[str, Any]:
 
 
 _FACTS = {"method": _method, "codec": _codec, "optimizer": _optimizer, "task": _task}
-_WORDS = {"frozen": "extra state", "paired": "for low-rank pairs", "invariant": "independent of the factoring"}
+_WORDS = {"paired": "for low-rank pairs", "invariant": "independent of the factoring"}
 
 
 def _shown(value: Any) -> str:
