@@ -254,7 +254,7 @@ def test_a_graded_row_needs_room_for_the_answer(refused, home):
         "evaluate.max_new=500",
         "--set",
         'evaluate.ways=["say"]',
-        wanted=["of task `fpb` (test) has ", "no room for evaluate.max_new = 500 in the model's context of 512"],
+        wanted=["of task `fpb` (test) has ", "no room for 500 new tokens in the model's context of 512"],
     )
     write(
         home / "data" / "fpb_test.jsonl",

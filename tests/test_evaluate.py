@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import finlora
-from finlora import evaluate, receipt, registry, score
+from finlora import evaluate, figures, receipt, registry, score
 from finlora import model as models
 from finlora.errors import FinloraError
 from finlora.evaluate import How, as_way, evaluate_task, file_name, results, run
@@ -37,7 +37,7 @@ def data(tmp_path, monkeypatch):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows_of(n, seed)), encoding="utf-8")
     monkeypatch.setattr(evaluate, "pick", lambda kind, name: TASK if name == TASK.name else registry.pick(kind, name))
     monkeypatch.setattr(evaluate, "CHUNK", 8)
-    monkeypatch.setattr(evaluate, "_FLOORS", {})
+    monkeypatch.setattr(figures, "_FLOORS", {})
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import tomllib
 
@@ -300,8 +302,25 @@ def _another(section: str, f: dataclasses.Field):
             next(c for c in limits["choices"] if c != default) if isinstance(default, str) else [limits["choices"][0]]
         )
     if isinstance(default, tuple):
-        return ["another"]
+        return [2.5] if f.type == "tuple[float, ...]" else ["another"]
     return "cuda:1" if f.name == "device" else "another"
+
+
+def test_a_field_added_later_leaves_the_digest_of_older_runs_alone():
+    """Runs are named by the digest: one made before data.weights was there must be found again."""
+    told = as_dict(Spec())
+    told["method"]["patterns"] = []
+    for name, kind in SECTIONS.items():
+        for f in dataclasses.fields(kind):
+            if f.metadata.get("added") or not f.metadata.get("result", True):
+                told[name].pop(f.name, None)
+    assert digest(Spec()) == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [0.0], [-1.0], [2000.0], [float("nan")]])
+def test_weights_that_do_not_fit_the_tasks(weights):
+    (found,) = problems_of(spec_from_dict, {"data": {"tasks": ["tone"], "weights": weights}})
+    assert "data.weights" in found and "one number above 0" in found
 
 
 def test_replace_starts_another_kind_from_its_own_defaults():

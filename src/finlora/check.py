@@ -418,7 +418,7 @@ def _lengths(
         trained = verb != "evaluate" and split == "train" and name in spec.data.tasks
         room = row if trained else context
         place = f"data.row_tokens = {room}" if room < context else f"the model's context of {context}"
-        spare = 0 if trained or "say" not in spec.evaluate.ways else spec.evaluate.max_new
+        spare = 0 if trained or "say" not in spec.evaluate.ways else max(spec.evaluate.max_new, registry.pick("task", name).max_new) + spec.evaluate.think
         for example in sorted(some, key=lambda e: -len(prompt_text(e)))[:LONGEST]:
             n = len(render(example, tokenizer, True, template).ids)
             if n - 1 > room:
@@ -435,8 +435,8 @@ def _lengths(
             if spare and n + spare - 1 > room:
                 problems.append(
                     FinloraError(
-                        f"example `{example.id}` of task `{name}` ({split}) has {n} tokens, which leaves no room for evaluate.max_new = {spare} in {place}",
-                        'lower it, or set data.too_long = "cut"',
+                        f"example `{example.id}` of task `{name}` ({split}) has {n} tokens, which leaves no room for {spare} new tokens in {place}",
+                        'lower evaluate.max_new or .think, or set data.too_long = "cut"',
                     )
                 )
                 break

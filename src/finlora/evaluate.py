@@ -30,7 +30,7 @@ from . import measure, receipt, rows, runs, score
 from . import model as models
 from . import spec as specs
 from .errors import FinloraError, unknown
-from .floors import majority, naive_bayes
+from .figures import LABELLED, floor_metrics, summary
 from .generate import ask, choose, say
 from .registry import pick
 from .score import Record
@@ -39,12 +39,12 @@ from .text import Example, choose_template, prompt_text, render
 
 WAYS = ("choose", "say")
 CHUNK = 256  # examples between two appends to the records
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1")
 
 
 @dataclass(frozen=True)
 class How:
-    """The settings of a grading. ways, limit, max_new, batch_tokens: as spec.Evaluate. template, too_long: as spec.Data."""
+    """The settings of a grading. ways, limit, max_new, batch_tokens, shots, think: as spec.Evaluate. template, too_long: as
+    spec.Data. seed: draws the shots."""
 
     ways: tuple[str, ...] = WAYS
     limit: int = 0
@@ -52,7 +52,9 @@ class How:
     batch_tokens: int = 4096
     template: str = "auto"
     too_long: str = "refuse"
-    stop: tuple[str, ...] = ("\n",)
+    shots: int = 0
+    think: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for way in self.ways:
@@ -80,19 +82,21 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     online: bool = False,
+    shots: int = 0,
+    think: int = 0,
     train_floors: bool = True,
     progress: Any = None,
 ) -> dict[str, Any]:
     """Grade a model on tasks and return the receipt; with `out` also write records/ and receipt.json there.
 
     model: a Model, its name (as open_model takes it, with adapter, codec, device, dtype, online), or a Spec, which then
-    brings everything and the folder as well. dir: the folder of the data, "" for the sets that ship. limit: examples of
+    brings everything and the folder as well. shots, think: as spec.Evaluate. dir: the folder of the data, "" for the sets that ship. limit: examples of
     each task, 0 for all. train_floors: False leaves naive Bayes out.
     Raises: FinloraError, before any record is written where it can be known; a folder of another grading is refused.
     """
     spec = model if isinstance(model, specs.Spec) else None
     if spec is None and out is not None:
-        spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online)
+        spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online, shots, think)
     if spec is not None and (finished := runs.finished(spec)) is not None:
         if isinstance(model, models.Model) and finished.get("model", {}).get("sha256") != digest(model):
             raise FinloraError(f"`{spec.run.out}` holds the grading of another model", "name another folder")
@@ -113,12 +117,13 @@ def run(
     if spec is not None:
         e = spec.evaluate
         tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split
-        ways, limit, max_new, batch_tokens = e.ways, e.limit, e.max_new, e.batch_tokens
+        ways, limit, max_new, batch_tokens, shots, think = e.ways, e.limit, e.max_new, e.batch_tokens, e.shots, e.think
         template, too_long = spec.data.template, spec.data.too_long
     meter = measure.meter(model.device)
     told = results(
         model, tasks, dir=dir, split=split, ways=ways, limit=limit, max_new=max_new, batch_tokens=batch_tokens, template=template,
-        too_long=too_long, folder=folder, train_floors=train_floors, progress=progress,
+        too_long=too_long, folder=folder, shots=shots, think=think, seed=spec.run.seed if spec is not None else 0,
+        train_floors=train_floors, progress=progress,
     )  # fmt: skip
     settings = specs.as_dict(spec) if spec is not None else {}
     sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
@@ -150,6 +155,9 @@ def results(
     template: str = "auto",
     too_long: str = "refuse",
     folder: str | Path | None = None,
+    shots: int = 0,
+    think: int = 0,
+    seed: int = 0,
     train_floors: bool = True,
     progress: Any = None,
 ) -> dict[str, dict[str, Any]]:
@@ -158,7 +166,7 @@ def results(
     folder: the run's folder, whose records/ receives the records; None keeps them nowhere.
     Raises: as run.
     """
-    how = How(tuple(ways), limit, max_new, batch_tokens, choose_template(model.tokenizer, template), too_long)
+    how = How(tuple(ways), limit, max_new, batch_tokens, choose_template(model.tokenizer, template), too_long, shots, think, seed)
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     if not names:
         raise FinloraError("there is no task to grade on", "`finlora list tasks` shows what there is")
@@ -166,7 +174,12 @@ def results(
     for name in names:  # all are read before the first is graded: a missing file should not cost an hour
         task = pick("task", name)
         examples = rows.read_examples(task, split, dir or None, limit or None)
-        asked[name] = task, examples[: limit or None]
+        examples = examples[: limit or None]
+        if shots:
+            from .shots import with_shots
+
+            examples = with_shots(examples, rows.read_examples(task, "train", dir or None), shots, seed)
+        asked[name] = task, examples
         _ways_of(task, how)
     if folder is not None:
         _claim(Path(folder) / "records", model, how, split)
@@ -228,7 +241,7 @@ def evaluate_task(
         progress.done()
     seconds = sum(spent.values())
     told = summary(task, records, way)
-    told["by_way"] = {w: summary(task, [as_way(task, r, e, w) for r, e in zip(records, examples)], w, short=True) for w in chosen}
+    told["by_way"] = {w: summary(task, [as_way(task, r, e, w, how.think) for r, e in zip(records, examples)], w, short=True) for w in chosen}
     told.update(
         seconds=seconds,
         examples_per_s=computed / seconds if seconds else None,
@@ -256,22 +269,46 @@ def _answer(
         spent["choose"] += time.perf_counter() - began
     if "say" in ways:
         began = time.perf_counter()
-        said = say(model, examples, how.max_new, how.stop, batch_tokens=how.batch_tokens, **options)
+        # the stop of an answer ("\n") is no stop of a thought
+        stop = () if how.think else task.stop
+        said = say(model, examples, new_tokens(task, how.max_new, how.think), stop, batch_tokens=how.batch_tokens, **options)
         spent["say"] += time.perf_counter() - began
     out = []
     for e, s, text in zip(examples, scores, said, strict=True):
-        s = None if s is None else {label: round(value, 6) for label, value in s.items()}
+        if s is not None:
+            if task.norm == "bytes":
+                from .text import by_bytes
+
+                s = by_bytes(s)
+            s = {label: round(value, 6) for label, value in s.items()}
         choice = None if s is None else max(s, key=s.__getitem__)  # of equals the first label
         record = Record(e.id, e.cluster, prompt_hash(e), e.gold, text, None, s, choice, 0.0, way)
-        out.append(as_way(task, record, e, way))
+        out.append(as_way(task, record, e, way, how.think))
     return out
 
 
-def as_way(task: Task, record: Record, example: Example, way: str) -> Record:
-    """The record as it reads when `way` is how the example is answered."""
-    answer = record.choice if way == "choose" else None if record.said is None else task.read(record.said, example.labels)
+def as_way(task: Task, record: Record, example: Example, way: str, think: int = 0) -> Record:
+    """The record as it reads when `way` is how the example is answered. think: above 0, thoughts are no part of an answer."""
+    if way == "choose":
+        answer = record.choice
+    else:
+        said = answer_of(record.said) if think and record.said is not None else record.said
+        answer = None if said is None else task.read(said, example.labels)
     correct = 0.0 if answer is None else float(task.mark(example.gold, answer))
     return replace(record, answer=answer, correct=correct, way=way)
+
+
+def new_tokens(task: Task, most: int, think: int = 0) -> int:
+    """Tokens that a model may write: what the run allows, or what the task's answers need if that is more, and its thoughts."""
+    return max(most, task.max_new) + think
+
+
+def answer_of(said: str) -> str | None:
+    """What was said after thinking; None for a thought that did not end."""
+    from .text import strip_thinking
+
+    answer, _, ended = strip_thinking(said)
+    return answer if ended else None
 
 
 def prompt_hash(example: Example) -> str:
@@ -281,7 +318,7 @@ def prompt_hash(example: Example) -> str:
 
 def _ways_of(task: Task, how: How) -> tuple[str, ...]:
     """The ways asked for that the task has: text without labels can only be said."""
-    ways = tuple(w for w in WAYS if w in how.ways and (w == "say" or task.kind == "label"))
+    ways = tuple(w for w in WAYS if w in how.ways and (w == "say" or task.kind in LABELLED))
     if not ways:
         raise FinloraError(f"task `{task.name}` is answered in free text, but evaluate.ways is {', '.join(how.ways)}", "add \"say\" to evaluate.ways")
     return ways
@@ -301,82 +338,9 @@ def _cut(model: models.Model, examples: Sequence[Example], how: How, ways: Seque
     for e in examples:
         asked = ask(e, model.tokenizer, how.template) if "choose" in ways else None
         prompt = asked.prompt if asked else render(e, model.tokenizer, False, how.template).ids
-        new = max([how.max_new if "say" in ways else 1, *(map(len, asked.labels) if asked else ())])
+        new = max([how.max_new + how.think if "say" in ways else 1, *(map(len, asked.labels) if asked else ())])
         count += len(prompt) + new - 1 > model.max_tokens
     return count
-
-
-# -- figures ---------------------------------------------------------------------------------------------------------
-
-
-def summary(task: Task, records: Sequence[Record], way: str, short: bool = False) -> dict[str, Any]:
-    """The figures of records: n, clusters, unreadable, way, metrics with intervals, and (not short) the confusion matrix."""
-    labels = _labels(task, records)
-    names = METRICS if task.kind == "label" else (task.metric,)
-    metrics = {name: estimate(records, name, labels) for name in names}
-    lost = score.unreadable(records)
-    if short:
-        return {"metrics": metrics, "unreadable": lost}
-    told = {
-        "n": len(records),
-        "clusters": metrics[names[0]]["clusters"],
-        "unreadable": lost,
-        "way": way,
-        "metric": task.metric,
-        "metrics": metrics,
-    }
-    if task.kind == "label":
-        told["confusion"] = score.confusion(records, labels)
-    return told
-
-
-def estimate(records: Sequence[Record], metric: str, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """A metric with its 95% interval, as a receipt has it; of a single cluster the interval is all there is, [0, 1]."""
-    clusters = len({r.cluster or f"\0{r.id}" for r in records})
-    if clusters < 2:
-        return {"value": score.METRICS[metric](records, labels), "low": 0.0, "high": 1.0, "n": len(records), "clusters": clusters, "how": "one cluster says nothing about others"}
-    return asdict(score.interval(records, metric, labels=labels))
-
-
-def _labels(task: Task, records: Sequence[Record]) -> Sequence[str] | None:
-    """The task's labels, unless the records have gold answers besides (labels that differ from example to example)."""
-    return task.labels if task.labels and {str(r.gold) for r in records} <= set(task.labels) else None
-
-
-_FLOORS: dict[tuple, dict[str, Any]] = {}  # the same floors are asked for by every run of a study
-
-
-def floor_metrics(
-    task: Task, examples: Sequence[Example], dir: str | Path = "", split: str = "test", limit: int = 0, train: bool = True, progress: Any = None
-) -> dict[str, Any]:
-    """{"majority": {"metrics"}, "naive_bayes": {"metrics"}} on the examples, both learned from the training split.
-
-    Without a training split the majority is the commonest gold of the examples themselves, and says so. train: False
-    leaves naive Bayes out. Kept in memory for the next run on the same files.
-    """
-    if task.kind != "label":
-        return {}
-    try:
-        learned = rows.file_digest(task, "train", dir or None)
-    except FinloraError:
-        learned = ""
-    key = (task.name, rows.file_digest(task, split, dir or None), learned, split, limit, len(examples), train)
-    if key not in _FLOORS:
-        if progress:
-            progress.note(f"floors of {task.name}: majority" + (" and naive Bayes" if train and learned else ""))
-        source = rows.read_examples(task, "train", dir or None) if learned else list(examples)
-        found = {"majority": _floor(task, majority(source, examples, task.mark))}
-        if not learned:
-            found["majority"]["how"] = "commonest gold of the graded examples: there is no training split"
-        if train and learned:
-            found["naive_bayes"] = _floor(task, naive_bayes(source, examples, task.mark))
-        _FLOORS[key] = found
-    return _FLOORS[key]
-
-
-def _floor(task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    labels = _labels(task, records)
-    return {"metrics": {name: estimate(records, name, labels) for name in METRICS}}
 
 
 # -- on disk ---------------------------------------------------------------------------------------------------------
@@ -463,7 +427,8 @@ def describe(model: models.Model) -> dict[str, Any]:
 
 
 def _spec(
-    model: models.Model | str, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online
+    model: models.Model | str, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online,
+    shots, think,
 ) -> specs.Spec:
     """The arguments of `run` as a spec, so that a folder holds what was asked for whoever asked."""
     from .adapters import trained_over
@@ -476,7 +441,7 @@ def _spec(
         "data": {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "dir": str(dir or ""), "template": template, "too_long": too_long},
         "evaluate": {
             "tasks": [tasks] if isinstance(tasks, str) else list(tasks), "split": split, "ways": list(ways), "limit": limit,
-            "max_new": max_new, "batch_tokens": batch_tokens,
+            "max_new": max_new, "batch_tokens": batch_tokens, "shots": shots, "think": think,
         },
     }  # fmt: skip
     return specs.spec_from_dict(table)

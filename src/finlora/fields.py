@@ -24,12 +24,13 @@ from typing import Any
 from .errors import FinloraError, unknown
 
 
-def setting(default: Any, help: str, *, result: bool = True, **limits: Any) -> Any:
+def setting(default: Any, help: str, *, result: bool = True, added: bool = False, **limits: Any) -> Any:
     """A dataclass field with help and limits: low, high (inclusive), above, below (exclusive), choices, match, filled.
 
-    result: False for a field that does not change what a run computes, which keeps it out of the digest.
+    result: False for a field that does not change what a run computes, which keeps it out of the digest. added: True for a
+    field that came after runs were made without it: at its default it stays out of the digest too, so that those resume.
     """
-    meta = {"help": help, "result": result, "limits": limits}
+    meta = {"help": help, "result": result, "added": added, "limits": limits}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=meta)
     return field(default=default, metadata=meta)

@@ -3,6 +3,7 @@
     pick("method", "dora")      imports finlora/methods/dora.py and returns its METHOD
     pick("task", "tfns@finlora")  imports finlora/tasks/tfns.py and returns VARIANTS["finlora"]
     pick("method", "peft:oft")  imports finlora/baselines.py and returns what its `record` makes of PEFT's own tuner
+    pick("task", "mine.toml")   imports finlora/own_tasks.py and returns the task that the file describes
 
 To add a member, add a file. There is no list to keep in step.
 """
@@ -22,6 +23,7 @@ FAMILIES = {  # kind -> (folder, the name under which each file exports its reco
     "task": ("tasks", "TASK"),
 }
 
+FILES = {("task", ".toml"): "own_tasks"}  # (kind, ending) -> the module whose `record` reads such a file
 OUTSIDE = {("method", "peft"): "baselines"}  # (kind, what stands before a colon) -> the module that makes such records
 
 
@@ -40,6 +42,9 @@ def pick(kind: str, name: str) -> Any:
     outside, colon, inner = str(name).partition(":")
     if colon and (kind, outside) in OUTSIDE:
         return importlib.import_module(f"finlora.{OUTSIDE[kind, outside]}").record(inner)
+    for (family, ending), module in FILES.items():
+        if family == kind and str(name).endswith(ending):
+            return importlib.import_module(f"finlora.{module}").record(name)
     stem, _, variant = str(name).partition("@")
     if stem not in names(kind):
         raise unknown(kind, stem, names(kind))

@@ -125,6 +125,9 @@ class Data:
     tasks: tuple[str, ...] = setting(
         ("tone",), "tasks whose training examples are mixed; `finlora list tasks` shows them"
     )
+    weights: tuple[float, ...] = setting(
+        (), "how often each task's training examples count in an epoch (2.5: twice, and half of them a third time); empty: once", added=True
+    )
     dir: str = setting("", "folder of data files; empty: the sets that ship with the package")
     text: tuple[str, ...] = setting((), "pretraining: text or jsonl files (field `text`), or folders of them")
     sources: tuple[str, ...] = setting((), "pretraining: only rows whose `source` is one of these; empty: all")
@@ -195,6 +198,9 @@ class Evaluate:
     limit: int = setting(0, "examples of each task; 0: all", low=0)
     max_new: int = setting(16, "tokens the model may write", low=1)
     batch_tokens: int = setting(4096, "tokens scored at once", low=64)
+    shots: int = setting(0, "worked examples from the training split before each question", low=0, high=64, added=True)
+    think: int = setting(0, "tokens a reasoning model may think, besides max_new; what stands in <think> is no answer", low=0, added=True)
+    encoder: str = setting("", "folder of the encoder for BERTScore; empty: it is left out", added=True)
 
 
 @dataclass(frozen=True)
@@ -306,7 +312,8 @@ def digest(spec: Spec) -> str:
     told["method"]["patterns"] = [*told["method"]["patterns"].items()]  # their order counts
     for name, section in SECTIONS.items():
         for f in fields_of(section):
-            if not f.metadata.get("result", True):
+            unused = f.metadata.get("added") and getattr(getattr(spec, name), f.name) == f.default
+            if unused or not f.metadata.get("result", True):
                 told[name].pop(f.name, None)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -368,6 +375,14 @@ def _crossed(spec: Spec, where: str) -> list[FinloraError]:
             FinloraError(
                 f"train.patience = {spec.train.patience}{where} needs held-out examples, but data.validation = 0.0",
                 "set data.validation to 0.1, or train.patience to 0",
+            )
+        )
+    weights, tasks = spec.data.weights, spec.data.tasks
+    if weights and (len(weights) != len(tasks) or not all(0 < w <= 1000 for w in weights)):
+        problems.append(
+            FinloraError(
+                f"data.weights = {_shown(list(weights))}{where} does not fit the {len(tasks)} tasks of data.tasks",
+                "one number above 0, at most 1000, for each task, or leave it out",
             )
         )
     if both := sorted(set(spec.data.sources) & set(spec.data.exclude_sources)):

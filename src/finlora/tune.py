@@ -78,7 +78,8 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
     results = {} if not grade else evaluate.results(
         model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
         limit=spec.evaluate.limit, max_new=spec.evaluate.max_new, batch_tokens=spec.evaluate.batch_tokens,
-        template=told_data["template"], too_long=spec.data.too_long, folder=folder, progress=progress,
+        template=told_data["template"], too_long=spec.data.too_long, folder=folder, shots=spec.evaluate.shots, think=spec.evaluate.think,
+        seed=spec.run.seed, progress=progress,
     )  # fmt: skip
     out = receipt.new("finetune", folder.name, specs.as_dict(spec))
     out.update(
@@ -137,7 +138,7 @@ def words(spec: specs.Spec, model: models.Model) -> tuple[list[Tokens], list[Tok
     train: list[Tokens] = []
     held: list[Tokens] = []
     sets, cut = [], 0
-    for name in spec.data.tasks:
+    for name, weight in zip(spec.data.tasks, spec.data.weights or [1.0] * len(spec.data.tasks)):
         task = pick("task", name)
         examples = rows.read_examples(task, "train", spec.data.dir or None)
         digest = rows.file_digest(task, "train", spec.data.dir or None)
@@ -146,8 +147,11 @@ def words(spec: specs.Spec, model: models.Model) -> tuple[list[Tokens], list[Tok
         for chosen, into in ((kept, train), (out, held)):
             tokens = [text.render(e, model.tokenizer, True, template) for e in chosen]
             cut += sum(len(t.ids) - 1 > most for t in tokens)
-            into.extend(text.fit(t, most, spec.data.too_long) for t in tokens)
+            tokens = [text.fit(t, most, spec.data.too_long) for t in tokens]
+            into.extend(_weighed(tokens, weight, spec.run.seed) if into is train else tokens)
         sets.append({"task": name, "split": "train", "rows": len(kept), "validation": len(out), "sha256": digest, "licence": task.source.licence})
+        if weight != 1:
+            sets[-1]["weight"] = weight
     if not train:
         raise FinloraError("data.tasks names no task", "for example data.tasks = [\"tone\"]")
     return train, held, {"template": template, "cut": cut, "sets": sets}
@@ -160,6 +164,12 @@ def _first(examples: Sequence[Any], most: int, seed: int) -> list[Any]:
     from .data import order
 
     return [examples[i] for i in sorted(order(len(examples), seed, 0)[:most])]
+
+
+def _weighed(examples: Sequence[Any], weight: float, seed: int) -> list[Any]:
+    """Each example floor(weight) times, and a share of them, drawn by the seed, once more."""
+    more = round((weight % 1) * len(examples))
+    return [*(list(examples) * int(weight)), *(_first(examples, more, seed) if more else ())]
 
 
 def _save(model: models.Model, method: Any, folder: Path) -> None:

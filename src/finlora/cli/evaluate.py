@@ -21,6 +21,7 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", help="Examples of each task; all by default.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Which part of the data; test by default.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", "-k", help="Worked examples from the training split before each question.")] = None,
     out: shared.Out = None,
     set: shared.Sets = None,
     online: shared.Online = False,
@@ -41,7 +42,7 @@ def command(
     wanted = with_overrides(Spec(), *([f"codec.kind={codec}"] if codec else []), *(set or ()))
     wanted = shared.with_flags(
         wanted, model__name=model, model__adapter=adapter, model__online=online or None, data__tasks=task, data__dir=data,
-        evaluate__tasks=task, evaluate__ways=way, evaluate__limit=limit, evaluate__split=split, run__out=out, run__overwrite=overwrite or None,
+        evaluate__tasks=task, evaluate__ways=way, evaluate__limit=limit, evaluate__split=split, evaluate__shots=shots, run__out=out, run__overwrite=overwrite or None,
     )  # fmt: skip
     if codec is None and not any(text.startswith("codec.") for text in set or ()):
         wanted = shared.as_trained(wanted)

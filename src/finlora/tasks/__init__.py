@@ -32,6 +32,8 @@ from ..text import Example
 PLACE = "__place__"  # the key under which rows.py notes "file:line"
 SENTIMENT = ("negative", "neutral", "positive")
 CONTEXT_COLUMNS = ("context", "target")
+KINDS = ("label", "choice", "number", "program", "spans", "text")
+NORMS = ("sum", "bytes")
 
 _PROMPT = re.compile(
     r"Instruction: (?P<question>.*?) Please choose an answer from \{(?P<labels>.*?)\}\.\nInput: (?P<text>.*)\nAnswer: ?", re.DOTALL
@@ -46,6 +48,8 @@ class Source:
     hub, revision: the data set's id and commit on the Hugging Face hub ("" where none was verified). finlora: the file in
     FinLoRA's repository. files: split -> file names looked for, in order; `*` stands for shards. whole: names of files
     that hold all splits -> {split: (first row, end row)}. package: the stem of files inside finlora/embedded/tasks.
+    sha256: file name -> digest (hex) where the upstream file is known to the byte. noncommercial: the licence, or the want
+    of one, allows no commercial use; such data are fetched only with --accept-license.
     """
 
     hub: str = ""
@@ -57,6 +61,8 @@ class Source:
     whole: Mapping[str, Mapping[str, tuple[int, int | None]]] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     package: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    noncommercial: bool = False
 
     def names(self, split: str) -> tuple[str, ...]:
         """The file names looked for, in order."""
@@ -87,9 +93,14 @@ def mark_equal(gold: Any, answer: Any) -> float:
 class Task:
     """One task. See the module's docstring; `registry.pick("task", name)` returns it.
 
-    kind: "label" | "text". labels: the answers offered. way: how it is primarily answered, "choose" (likelihood of each
-    label) | "say" (generated text). examples(row, index) yields the row's Examples. read(text, labels) gives the answer or
-    None. mark(gold, answer) gives 0..1. majority: split -> (label, share, rows) of the commonest label: the floor.
+    kind: one of KINDS: "label" offers the same labels always, "choice" each example its own (then labels is ()), the rest none.
+    labels: the answers offered. way: how it is primarily
+    answered, "choose" (likelihood of each label) | "say" (generated text). examples(row, index) yields the row's Examples.
+    read(text, labels) gives the answer or None. mark(gold, answer) gives 0..1. majority: split -> (label, share, rows) of
+    the commonest label. metric, metrics: the primary figure and those shown beside it, names of score.METRICS.
+    max_new: tokens that a said answer needs, 0 as the run says. stop: what ends it. norm: how `choose` compares labels, by
+    the "sum" of log-likelihoods or that sum divided by the label's UTF-8 "bytes" (options that are whole sentences).
+    floors: names of floors besides those of the kind. group: the tasks it is shown with.
     """
 
     name: str
@@ -103,8 +114,15 @@ class Task:
     errata: str = ""
     majority: Mapping[str, tuple[str, float, int]] = field(default_factory=dict)
     metric: str = "accuracy"
+    metrics: tuple[str, ...] = ()
+    max_new: int = 0
+    stop: tuple[str, ...] = ("\n",)
+    norm: str = "sum"
+    floors: tuple[str, ...] = ()
+    group: str = ""
 
     def __post_init__(self) -> None:
+        assert self.kind in KINDS and self.norm in NORMS, (self.name, self.kind, self.norm)
         if self.kind == "label":
             check_labels(self.labels, f"task `{self.name}`")
 
