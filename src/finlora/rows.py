@@ -29,12 +29,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from . import conll
 from .errors import FinloraError, unknown
 from .tasks import PLACE, Task
 from .text import Example
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".conll")
 EMBEDDED = ("embedded", "tasks")
 
 
@@ -197,6 +198,8 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise FinloraError(f"{path} is empty", "fetch it again, or give another folder")
+    if path.suffix in (".txt", ".conll"):
+        return conll.rows(data, path)
     if path.suffix == ".csv":
         return _csv(path, data)
     if path.suffix == ".json" and data.lstrip()[:1] == b"[":
