@@ -71,10 +71,12 @@ _AFTER = {
     "times": re.compile(r"x(?!\w)"),
 }
 _JOINED = re.compile(r"\s?(?:[-+*/x÷^:~=<>&|,;]|\.(?=\d)|(?:to|and|or|through|versus|vs\.?)(?!\w))\s?(?=(?:[$€£¥₹(+-]\s?){0,3}\.?\d)")
+_OPERATORS = ("-", "+", "*", "/", "x", "÷", "^")
 _TAIL = re.compile(r"(?:st|nd|rd|th)(?!\w)|[-'_]?\d|-[a-z]|\^|\)\s?\d|\s\d")
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _POWER = re.compile(r"10([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})")
 _SPACED = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_STAR = re.compile(r"(?<=[\d)%]) ?\* ?(?=[-+($€£¥₹]{0,3}[\d.])|(?<=[\d)%]) ?\*\* ?(?=[-+(]?\d)")
 _MINUS = str.maketrans({**dict.fromkeys("−‒–‐‑﹣－", "-"), "×": "x", "⁄": "/", "\\": None, "*": None})
 
 
@@ -179,7 +181,8 @@ def numbers_match(
 
 
 def _times(line: str) -> str:
-    return line.replace("×", "x").replace("·10^", "x10^").replace("*10^", "x10^").replace("* 10^", "x10^")
+    """One sign of multiplication; a star between two figures is one, every other is markdown."""
+    return _STAR.sub("x", line.replace("×", "x").replace("·10^", "x10^"))
 
 
 def _leading(line: str) -> Number | None:
@@ -191,7 +194,7 @@ def _leading(line: str) -> Number | None:
     number, rest = found
     while joined := _JOINED.match(rest):
         again = _one(rest[joined.end() :])
-        if again is None or again[0] != number:
+        if again is None or again[0] != number or joined[0].strip() in _OPERATORS:
             return None
         rest = again[1]
     return number

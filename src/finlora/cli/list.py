@@ -34,7 +34,7 @@ def command(
         facts = (
             f"{_WORDS.get(key, key.replace('_', ' '))}: {_shown(value)}"
             for key, value in row.items()
-            if key not in ("name", "about", "kind") and value not in ("", {}, [])
+            if key not in ("name", "about", "kind", *_JSON_ONLY) and value not in ("", {}, [])
         )
         table.add_row(row["name"], Text.assemble(row["about"], ("\n" + ", ".join(facts), "dim")))
     if family.removesuffix("s") == "method":
@@ -133,14 +133,25 @@ def _optimizer(record: Any) -> dict[str, Any]:
 
 
 def _task(record: Any) -> dict[str, Any]:
+    source = record.source
     return {
         "kind": record.kind,
+        "group": record.group,
         "labels": [*record.labels],
         "way": record.way,
-        "licence": getattr(record.source, "licence", ""),
+        "metric": record.metric,
+        "source": {k: v for k, v in (("hub", source.hub), ("revision", source.revision), ("url", source.url), ("finlora", source.finlora)) if v},
+        "files": {split: [*source.names(split)] for split in source.files},
+        "sha256": dict(source.sha256),
+        "rows": {**{split: n for split, (_, _, n) in record.majority.items()}, **source.rows},
+        "licence": source.licence,
+        "noncommercial": source.noncommercial,
+        "floor": {split: {"answer": label, "accuracy": round(share, 4)} for split, (label, share, _) in record.majority.items()},
+        "errata": record.errata,
     }
 
 
+_JSON_ONLY = ("source", "files", "sha256", "floor", "noncommercial")  # too long for a table
 _FACTS = {"method": _method, "codec": _codec, "optimizer": _optimizer, "task": _task}
 _WORDS = {"paired": "for low-rank pairs", "invariant": "independent of the factoring"}
 

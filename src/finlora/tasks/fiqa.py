@@ -57,6 +57,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
 
 TASK = Task(
     name="fiqa",
+    group="sentiment",
     labels=SENTIMENT,
     examples=_examples,
     source=Source(
@@ -64,6 +65,7 @@ TASK = Task(
         url="https://huggingface.co/datasets/pauri32/fiqa-2018",
         finlora="Open-Finance-Lab/FinLoRA@7e1cf82803aa56a5f698d71e1528395e16b21093:data/test/fiqa_test.jsonl",
         licence="unknown; treat as non-commercial",
+        noncommercial=True,
         files={"train": ("fiqa_train.jsonl",), "test": ("fiqa_test.jsonl", "fiqa_test_dev.jsonl")},
         columns={"text": ("sentence", "text"), "label": SCORES + ("label", "answer")},
     ),

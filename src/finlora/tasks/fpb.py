@@ -18,6 +18,7 @@ from . import SENTIMENT, Source, Task, label_rows
 
 TASK = Task(
     name="fpb",
+    group="sentiment",
     labels=SENTIMENT,
     examples=label_rows(
         "fpb",
@@ -32,6 +33,7 @@ TASK = Task(
         url="https://huggingface.co/datasets/takala/financial_phrasebank",
         finlora="Open-Finance-Lab/FinLoRA@7e1cf82803aa56a5f698d71e1528395e16b21093:data/test/fpb_test.jsonl",
         licence="CC BY-NC-SA 3.0 (non-commercial)",
+        noncommercial=True,
         files={"train": ("fpb_train.jsonl",), "test": ("fpb_test.jsonl", "fpb_test_dev.jsonl")},
         columns={"text": ("sentence", "text"), "label": ("label", "sentiment", "answer")},
     ),

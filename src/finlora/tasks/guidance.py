@@ -32,6 +32,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
 
 TASK = Task(
     name="guidance",
+    group="shipped",
     labels=LABELS,
     examples=_examples,
     source=Source(

@@ -130,6 +130,7 @@ _SOURCE = Source(
     url="https://www.kaggle.com/datasets/daittan/gold-commodity-news-and-dimensions",
     finlora="Open-Finance-Lab/FinLoRA@7e1cf82803aa56a5f698d71e1528395e16b21093:data/test/headline_test.jsonl",
     licence="CC BY-NC-ND 4.0 or research use (non-commercial)",
+    noncommercial=True,
     files={"train": ("headline_train.jsonl", "headline_train_sub.jsonl"), "test": ("headline_test.jsonl", "headline_test_dev.jsonl")},
     whole={"headlines.csv": _SPLIT, "headlines_v1.csv": _SPLIT},
     columns={"text": ("News",), "label": tuple(QUESTIONS)},
@@ -137,6 +138,7 @@ _SOURCE = Source(
 
 TASK = Task(
     name="headline",
+    group="headline",
     labels=LABELS,
     examples=_make(published=False),
     source=_SOURCE,
@@ -147,6 +149,7 @@ TASK = Task(
 VARIANTS = {
     "finlora": Task(
         name="headline@finlora",
+        group="headline",
         labels=LABELS,
         examples=_make(published=True),
         source=_SOURCE,

@@ -59,6 +59,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
 
 TASK = Task(
     name="ner",
+    group="ner",
     labels=LABELS,
     examples=_examples,
     source=Source(

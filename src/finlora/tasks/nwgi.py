@@ -74,12 +74,14 @@ _SOURCE = Source(
     url="https://huggingface.co/datasets/oliverwang15/news_with_gpt_instructions",
     finlora="Open-Finance-Lab/FinLoRA@7e1cf82803aa56a5f698d71e1528395e16b21093:data/test/nwgi_test.jsonl",
     licence="unknown",
+    noncommercial=True,
     files={"train": ("nwgi_train.jsonl",), "test": ("nwgi_test.jsonl", "nwgi_test_dev.jsonl")},
     columns={"text": _TEXT, "label": _LABEL},
 )
 
 TASK = Task(
     name="nwgi",
+    group="sentiment",
     labels=LEVELS,
     examples=label_rows("nwgi", LEVELS, _QUESTION, text=_TEXT, label=_LABEL),
     source=_SOURCE,
@@ -90,6 +92,7 @@ TASK = Task(
 VARIANTS = {
     "3": Task(
         name="nwgi@3",
+        group="sentiment",
         labels=SENTIMENT,
         examples=_three_levels,
         source=_SOURCE,

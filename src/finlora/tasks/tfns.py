@@ -89,6 +89,7 @@ _SOURCE = Source(
 
 TASK = Task(
     name="tfns",
+    group="sentiment",
     labels=SENTIMENT,
     examples=label_rows("tfns", SENTIMENT, _QUESTION, codes=CODES, check=_refuse_swapped, **_columns),
     source=_SOURCE,
@@ -99,6 +100,7 @@ TASK = Task(
 VARIANTS = {
     "finlora": Task(
         name="tfns@finlora",
+        group="sentiment",
         labels=SENTIMENT,
         examples=_published_examples,
         source=_SOURCE,

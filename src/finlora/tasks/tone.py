@@ -32,6 +32,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
 
 TASK = Task(
     name="tone",
+    group="shipped",
     labels=SENTIMENT,
     examples=_examples,
     source=Source(
