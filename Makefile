@@ -16,7 +16,7 @@ quickstart: $(VENV)/.lean
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test-all
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
@@ -37,6 +37,10 @@ $(VENV)/.lean: $(VENV)/bin/uv pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.lean
 	$(UV) $(BACKEND) -e '.[test]'
+	touch $@
+
+$(VENV)/.test-all: $(VENV)/.test
+	$(UV) $(BACKEND) -e '.[test-all]'
 	touch $@
 
 clean:

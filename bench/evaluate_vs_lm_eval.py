@@ -1,11 +1,14 @@
 """Grading by likelihood: `finlora.generate.choose` against lm-evaluation-harness, same model, prompts and labels.
 
     python bench/evaluate_vs_lm_eval.py --model FOLDER --task fpb --task tfns --data DIR
+    python bench/evaluate_vs_lm_eval.py --model FOLDER --task mmlu --task arc_easy --task arc_challenge --task boolq --task hellaswag --data GENERAL
 
 Both run in this process, in float32, on the same weights, from texts to the log-likelihood of every label: tokenising is
 part of both.  The harness gets its own one-token grouping (`logits_cache`, which scores all labels of one token from one row)
 and, for each task, the batch size that is fastest for it here.  Rounds alternate in who goes first.  Before anything is
 timed, the tokens of both are compared; afterwards the decisions must be identical and the log-likelihoods within 1e-4.
+A decision is the likeliest label by the task's own measure: the sum, or the sum divided by the label's bytes.  Both score labels
+without end tokens here; in how many examples finlora would add them, as one label begins another, is told as `nested`.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=str, default="", help="the folder of the data; empty for the sets that ship")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=0, help="examples of each task; 0: all")
+    parser.add_argument("--shots", type=int, default=0, help="worked examples from train before each question, the same for both")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64], help="those that lm-eval may choose from")
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=[1024, 2048, 4096], help="those that choose may choose from")
@@ -103,11 +107,16 @@ def one_task(name: str, options: argparse.Namespace, ours: Any, theirs: Any) -> 
     from finlora import rows
     from finlora.generate import choose
     from finlora.registry import pick
+    from finlora.shots import with_shots
     from finlora.text import prompt_text
 
     task = pick("task", name)
     examples = rows.read_examples(task, options.split, options.data or None, options.limit or None)[: options.limit or None]
-    check_tokens(examples, ours, theirs)
+    if options.shots:
+        examples = with_shots(examples, rows.read_examples(task, "train", options.data or None), options.shots)
+    given = len(examples)
+    examples = [e for e in examples if fits(e, ours)]
+    nested = check_tokens(examples, ours, theirs)
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=(prompt_text(e), label), idx=k)
         for e in examples
@@ -120,7 +129,7 @@ def one_task(name: str, options: argparse.Namespace, ours: Any, theirs: Any) -> 
         return [{label: next(flat)[0] for label in e.labels} for e in examples]
 
     def finlora(batch_tokens: int) -> list[dict[str, float]]:
-        return choose(ours, examples, batch_tokens, template="plain")
+        return choose(ours, examples, batch_tokens, template="plain", disjoint=False)
 
     batch_size, tried_theirs = fastest(lm_eval, options.batch_sizes)  # also the warm-up
     batch_tokens, tried_ours = fastest(finlora, options.batch_tokens)
@@ -136,6 +145,7 @@ def one_task(name: str, options: argparse.Namespace, ours: Any, theirs: Any) -> 
             cpu_seconds[who].append(time.process_time() - began)
     ratios = [a / b for a, b in zip(seconds["lm_eval"], seconds["finlora"])]
     a, b = answers["finlora"], answers["lm_eval"]
+    decided = [[decision(task.norm, x) for x in told] for told in (a, b)]
     found = {
         "n": len(examples),
         "labels": sum(len(e.labels) for e in examples),
@@ -144,7 +154,11 @@ def one_task(name: str, options: argparse.Namespace, ours: Any, theirs: Any) -> 
         "cpu_seconds": {who: spread(values) for who, values in cpu_seconds.items()},
         "ratio": spread(ratios),
         "cpu_ratio": spread([a / b for a, b in zip(cpu_seconds["lm_eval"], cpu_seconds["finlora"])]),
-        "decisions_differ": sum(max(x, key=x.get) != max(y, key=y.get) for x, y in zip(a, b)),
+        "too_long": given - len(examples),
+        "norm": task.norm,
+        "nested": nested,
+        "accuracy": sum(d == e.gold for d, e in zip(decided[0], examples)) / len(examples),
+        "decisions_differ": sum(x != y for x, y in zip(*decided)),
         "largest_difference_nats": max(abs(x[label] - y[label]) for x, y in zip(a, b) for label in x),
         "lm_eval_batch_size": batch_size,
         "lm_eval_seconds_by_batch_size": tried_theirs,
@@ -161,23 +175,42 @@ def one_task(name: str, options: argparse.Namespace, ours: Any, theirs: Any) -> 
     return found
 
 
-def check_tokens(examples: Sequence[Any], ours: Any, theirs: Any) -> None:
-    """Stop where the two would not score the same tokens."""
-    from finlora.generate import ask
+def fits(example: Any, ours: Any) -> bool:
+    """Whether prompt and longest label fit the model: what is longer the two would cut at different places."""
+    from finlora.asking import ask
+
+    asked = ask(example, ours.tokenizer, "plain")
+    return len(asked.prompt) + max(map(len, asked.labels)) - 1 <= ours.max_tokens
+
+
+def decision(norm: str, scores: dict[str, float]) -> str:
+    """The likeliest label by the task's measure, the first of equals."""
+    from finlora.text import by_bytes
+
+    scores = by_bytes(scores) if norm == "bytes" else scores
+    return max(scores, key=scores.__getitem__)
+
+
+def check_tokens(examples: Sequence[Any], ours: Any, theirs: Any) -> int:
+    """How many examples finlora would score with end tokens; stops where the two would not score the same tokens otherwise."""
+    from finlora.asking import ask
     from finlora.text import prompt_text
 
+    nested = 0
     for e in examples:
-        asked = ask(e, ours.tokenizer, "plain")
+        asked = ask(e, ours.tokenizer, "plain", disjoint=False)
+        nested += asked != ask(e, ours.tokenizer, "plain")
         for label, ids in zip(e.labels, asked.labels):
             pair = tuple(map(tuple, theirs._encode_pair(prompt_text(e), label)))
             if pair != (asked.prompt, ids):
                 sys.exit(f"example {e.id}, label {label!r}: lm-eval scores {pair[1]} after {len(pair[0])} tokens, finlora {ids} after {len(asked.prompt)}")
+    return nested
 
 
 def all_one_token(examples: Sequence[Any], model: Any) -> bool:
-    from finlora.generate import ask
+    from finlora.asking import ask
 
-    return all(len(ids) == 1 for e in examples for ids in ask(e, model.tokenizer, "plain").labels)
+    return all(len(ids) == 1 for e in examples for ids in ask(e, model.tokenizer, "plain", disjoint=False).labels)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -1,4 +1,4 @@
-"""Writes docs/codecs.md and docs/methods.md from the registry: python docs/make_tables.py
+"""Writes docs/codecs.md, docs/methods.md and docs/tasks.md from the registry: python docs/make_tables.py
 
 Nothing in the tables is typed by hand. Bits and options are what the code says, errors are computed here with fixed seeds,
 speeds are read from results/cpu/codecs.json (bench/codecs.py writes it) and left out where it lacks a codec.
@@ -40,6 +40,17 @@ How frozen weights are kept. Written by `python docs/make_tables.py` from the co
 METHODS = """# Methods
 
 How a frozen base is adapted. Written by `python docs/make_tables.py` from `finlora list methods`: do not edit.
+
+"""
+
+
+TASKS = """# Tasks
+
+What a model can be trained and graded on. Written by `python docs/make_tables.py` from `finlora list tasks`: do not edit.
+
+`name@finlora` reads the same rows as FinLoRA (arXiv 2505.19819) published them, for comparison with its numbers alone. Rows are read from
+your copy of the files (`data.dir`); nothing but the shipped tasks comes with the package. **NC**: the licence, or the want of one,
+allows no commercial use. The errata are told in full in the task's own file and in [errata.md](errata.md).
 
 """
 
@@ -150,6 +161,30 @@ def method_rows() -> list[dict[str, str]]:
     ]
 
 
+def task_rows(group: str) -> list[dict[str, str]]:
+    """One row a task (and variant) of a group."""
+    return [
+        {
+            "task": f"`{row['name']}`",
+            "about": row["about"] if "@" not in row["name"] else "",
+            "kind": row["kind"],
+            "metric": row["metric"].replace("_", " "),
+            "labels": _few(row["labels"]),
+            "rows": cell(row["rows"]).replace("=", ""),
+            "floor": "; ".join(f"{split} {100 * f['accuracy']:.2f} (always {f['answer']:.40})" for split, f in row["floor"].items()),
+            "hub": row["source"].get("hub", ""),
+            "licence": row["licence"] + " **NC**" * row["noncommercial"],
+            "errata": row["errata"],
+        }
+        for row in members("tasks")
+        if row["group"] == group
+    ]
+
+
+def _few(labels: list[str]) -> str:
+    return ", ".join(labels) if len(labels) <= 9 else f"{len(labels)} labels"
+
+
 def source(paper: str) -> str:
     """A link where it is an arXiv number."""
     return f"[{paper}](https://arxiv.org/abs/{paper})" if paper[:4].isdigit() else paper
@@ -187,10 +222,17 @@ def methods_page() -> str:
     return METHODS + table(method_rows())
 
 
+def tasks_page() -> str:
+    """docs/tasks.md."""
+    groups = dict.fromkeys(row["group"] for row in sorted(members("tasks"), key=lambda row: row["group"]))
+    return TASKS + "\n".join(f"## {group.capitalize()}\n\n{table(task_rows(group))}" for group in groups)
+
+
 def main(folder: Path) -> None:
-    """Write both pages into `folder`."""
+    """Write the pages into `folder`."""
     (folder / "codecs.md").write_text(codecs_page(), encoding="utf-8")
     (folder / "methods.md").write_text(methods_page(), encoding="utf-8")
+    (folder / "tasks.md").write_text(tasks_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

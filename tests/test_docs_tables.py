@@ -1,4 +1,4 @@
-"""docs/codecs.md and docs/methods.md say what the code says; `python docs/make_tables.py` writes them anew."""
+"""docs/codecs.md, docs/methods.md and docs/tasks.md say what the code says; `python docs/make_tables.py` writes them anew."""
 
 import importlib.util
 import json
@@ -55,6 +55,10 @@ def test_a_codecs_row_is_what_its_code_says(name):
 def test_every_method_has_its_row_and_no_other():
     (main,) = tables("methods.md")
     assert [row["method"].strip("`") for row in main] == [*names("method")], AGAIN
+
+
+def test_every_task_has_its_row_as_its_file_says():
+    assert (DOCS / "tasks.md").read_text(encoding="utf-8") == make_tables.tasks_page(), AGAIN
 
 
 def test_speeds_are_shown_where_they_were_measured(tmp_path, monkeypatch):

@@ -249,3 +249,10 @@ def test_overlap_counts_texts():
     train, test = examples({"a": 3, "b": 1}), examples({"a": 2, "c": 5, "b": 1})
     assert overlap(train, test) == 2
     assert overlap(train, []) == overlap([], test) == 0
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "LARGEST", 1 << 16)
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b" " * (1 << 20)))
+    with pytest.raises(FinloraError, match="unpacks to more than 65,536 bytes"):
+        read_rows(pick("task", "fpb"), "test", tmp_path)

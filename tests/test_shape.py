@@ -26,7 +26,7 @@ LONGEST = 500
 LAYERS = {
     "values": {"errors", "registry", "fields", "spec", "receipt"},
     "mathematics": {"seam", "linear", "optimizers", "codecs", "structures", "methods", "loss"},
-    "words": {"text", "tasks", "score", "seeds", "data", "rows", "floors", "figures", "corpus", "tokenizer", "xbrl", "numbers", "programs", "shots", "own_tasks", "conll"},
+    "words": {"text", "tasks", "score", "seeds", "data", "rows", "floors", "figures", "corpus", "tokenizer", "xbrl", "numbers", "programs", "shots", "own_tasks", "conll", "hub"},
     "bodies": {
         "model",
         "wiring",
@@ -83,13 +83,15 @@ VERBS_USE = {  # the only verbs that another verb may import
     "scratch": {"train"},
     "tune": {"train", "evaluate"},
     "compress": {"train"},
-    "evaluate": {"generate"},
+    "evaluate": {"generate", "harness"},
     "serve": {"generate"},
     "doctor": {"train", "tune", "evaluate", "generate"},
     "quickstart": {"train", "tune", "evaluate", "report"},
-    "study": {"train", "tune"},
+    "study": {"train", "tune", "evaluate"},
+    "harness": {"generate"},
     "export": {"evaluate"},
     "fidelity": {"evaluate", "export"},
+    "audit": {"generate", "report"},
 }
 ONLY_IN = {  # third-party package -> the only places that may import it
     "transformers": {"model"},
@@ -104,6 +106,10 @@ ONLY_IN = {  # third-party package -> the only places that may import it
     "sklearn": {"floors"},
     "tensorboard": {"logs"},
     "wandb": {"logs"},
+    "lm_eval": {"harness"},
+    "arelle": {"xbrl"},
+    "huggingface_hub": {"hub"},
+    "ray": {"study"},
 }
 NO_TORCH = LAYERS["values"] | {
     "text",

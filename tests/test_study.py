@@ -13,6 +13,8 @@ from finlora import study
 from finlora.cli import main
 from finlora.errors import FinloraError, Problems
 from finlora.report.study import study_report
+from finlora.report.study_data import settings
+from finlora.study import drive, work
 
 STUDY = """
 name = "little"
@@ -54,43 +56,26 @@ def file(home):
 def quick(made):
     """A stand-in for a run that writes what a run writes; the real one is in test_from_end_to_end."""
 
-    def one(tree, grade):
+    def one(job):
         from finlora import receipt, spec
 
-        s = spec.spec_from_dict(tree)
+        s = spec.spec_from_dict(job.tree)
         made.append(s)
         sheet = receipt.new("finetune", "x", spec.as_dict(s))
         # the loss is lowest at 1e-2 for every method but dora
         low = 1e-3 if s.method.kind == "dora" else 1e-2
         sheet.update(train={"val": [[1, abs(s.train.lr - low)]]}, results={})
         receipt.write(Path(s.run.out) / "receipt.json", sheet)
-        return study._said(Path(s.run.out))
+        return work.said(Path(s.run.out))
 
     return one
-
-
-class Inline:
-    """A pool of processes without the processes."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def shutdown(self, **_):
-        pass
-
-    def submit(self, fn, *args):
-        from concurrent.futures import Future
-
-        future: Future = Future()
-        future.set_result(study.one(*args))
-        return future
 
 
 @pytest.fixture
 def inline(monkeypatch, home):
     made: list = []
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(study, "one", quick(made))
+    monkeypatch.setattr(work, "one", quick(made))
+    monkeypatch.setattr(drive, "local", lambda jobs, *_: ((place, work.one(job)) for place, job in enumerate(jobs)))
     return made
 
 
@@ -119,14 +104,14 @@ def test_a_second_run_runs_nothing_and_a_longer_grid_only_what_is_new(file, inli
 
 
 def test_a_failed_run_is_told_and_stops_nothing(file, inline, home, monkeypatch):
-    good = study.one
+    good = work.one
 
-    def one(tree, grade):
-        if tree["method"]["kind"] == "dora" and tree["train"]["lr"] == 1e-3:
+    def one(job):
+        if job.tree["method"]["kind"] == "dora" and job.tree["train"]["lr"] == 1e-3:
             return {"run": "x", "error": "the loss exploded"}
-        return good(tree, grade)
+        return good(job)
 
-    monkeypatch.setattr(study, "one", one)
+    monkeypatch.setattr(work, "one", one)
     done = study.run(study.load_study(file), home / "runs")
     assert done["chosen"]["method dora"]["value"] == 1e-2, "a value that failed is not chosen"
     assert not done["failed"] and len(done["runs"]) == 10
@@ -135,13 +120,29 @@ def test_a_failed_run_is_told_and_stops_nothing(file, inline, home, monkeypatch)
 def test_from_end_to_end(file, home, capsys):
     small = STUDY.replace('"lora", "dora", "full"', '"lora", "dora"').replace("values = [1e-3, 1e-2]", "values = [1e-3]")
     file.write_text(small, encoding="utf-8")
+    assert main(["study", "plan", "study.toml", "--probe", "none"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 runs to choose train.lr, 8 runs to grade") and "time and memory: not known" in said
     assert main(["study", "plan", "study.toml"]) == 0
-    assert capsys.readouterr().out.startswith("2 runs to choose train.lr, 8 runs to grade")
+    said = capsys.readouterr().out
+    assert "estimated from a probe of 4 steps of one cell on this machine" in said and "GB a run at its peak" in said and "time: about" in said
+    assert not (home / "runs").exists(), "a plan leaves nothing behind"
     assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
+    capsys.readouterr()
+    assert main(["study", "plan", "study.toml", "-o", "runs"]) == 0
+    assert "10 are finished\nnothing is left to do" in capsys.readouterr().out
     before = disk(home / "runs")
     assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
     assert disk(home / "runs") == before
     assert main(["study", "report", "runs"]) == 0
+    assert main(["study", "report", "runs", "-o", "page"]) == 0
+    published = {p.name for p in (home / "page").iterdir()}
+    assert published == {"report.html", "report.md", "table.tex", "table.csv", "summary.json", "receipts.jsonl", "marks.json"}
+    page = (home / "page" / "report.html").read_text(encoding="utf-8")
+    assert "Net sales rose" not in page and "their licence decides" in page, "no text of data that do not ship with the package"
+    assert not any(str(home) in (home / "page" / name).read_text(encoding="utf-8") for name in published)
+    assert main(["study", "report", "runs", "-o", "page", "--show-text"]) == 0
+    assert "What is the sentiment" in (home / "page" / "report.html").read_text(encoding="utf-8")
     said = json.loads((home / "runs" / "summary.json").read_text(encoding="utf-8"))
     assert [t["setting"] for t in said["tables"]] == [{"codec.kind": "none"}, {"codec.kind": "nf4"}]
     for table in said["tables"]:
@@ -183,6 +184,10 @@ def test_from_end_to_end(file, home, capsys):
         ('"method.rank" = 2 }', '"train.lr" = 2 }', "sets `train.lr`, which .search. decides"),
         ("set = {", "set = 3 #", "has `when` and `set`, two tables"),
         ('device = "cpu"', 'out = "here"', "run.out is the study's own to choose"),
+        ("[grid]", "[study]\nprice = 1\n[grid]", "no key named `price`"),
+        ("[grid]", "[study]\nprice_per_hour = true\n[grid]", "study.price_per_hour = True is not a number"),
+        ("[grid]", "[study]\nprice_per_hour = -1\n[grid]", "study.price_per_hour = -1 is out of range"),
+        ("[grid]", "[study]\nbase = 1\n[grid]", "study.base = 1 is not true or false"),
     ],
 )
 def test_what_is_wrong_is_named(file, before, after, match):
@@ -201,47 +206,14 @@ def test_overrides_and_missing_things(file, home):
         study_report(home)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("blow", ["SIGINT", "SIGKILL"])
-def test_a_stopped_study_leaves_nothing_running_and_goes_on(file, home, blow):
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    file.write_text(STUDY.replace("steps = 2", "steps = 400"), encoding="utf-8")
-    command = [sys.executable, "-m", "finlora", "study", "run", "study.toml", "-o", "runs"]
-    began = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if list((home / "runs").glob("search/*/log.jsonl")):
-            break
-        time.sleep(0.1)
-    time.sleep(1)
-    group = os.getpgid(began.pid)
-    if blow == "SIGINT":
-        os.killpg(group, signal.SIGINT)  # as a terminal sends it
-        assert began.wait(60) == 130 and "interrupted" in began.stderr.read()
-    else:
-        began.kill()
-        began.wait(60)
-    time.sleep(4)
-    alive = subprocess.run(["ps", "-o", "args=", "-g", str(group)], capture_output=True, text=True).stdout
-    assert "spawn_main" not in alive, alive
-    short = STUDY.replace('"lora", "dora", "full"', '"lora"').replace('["none", "nf4"]', '["none"]').replace("[0, 1]", "[0]")
-    file.write_text(short.replace("steps = 2", "steps = 40").replace("[1e-3, 1e-2]", "[1e-3]"), encoding="utf-8")
-    assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
-    assert json.loads((home / "runs" / "study.json").read_text(encoding="utf-8"))["failed"] == []
-
-
 def test_a_rule_for_what_a_shorter_grid_lacks_is_told(file, capsys):
     file.write_text(STUDY.replace('"lora", "dora", "full"', '"lora"'), encoding="utf-8")
-    assert main(["study", "plan", "study.toml"]) == 0
+    assert main(["study", "plan", "study.toml", "--probe", "none"]) == 0
     assert "note: a rule is for method.kind = 'dora', which the grid lacks" in capsys.readouterr().err
 
 
 def test_options_that_say_nothing_are_refused(file, home, capsys):
-    for words, option in ((["plan", "--jobs", "2"], "--jobs"), (["plan", "--out", "x"], "--out"), (["run", "--reference", "dora"], "--reference"), (["report", "--jobs", "2"], "--jobs"), (["report", "--set", "train.lr=1"], "--set")):
+    for words, option in ((["plan", "--launcher", "ray"], "--launcher"), (["run", "--probe", "all"], "--probe"), (["run", "--reference", "dora"], "--reference"), (["report", "--jobs", "2"], "--jobs"), (["report", "--set", "train.lr=1"], "--set")):
         assert main(["study", words[0], "study.toml", *words[1:]]) == 2
         assert f"{option} says nothing to `study {words[0]}`" in capsys.readouterr().err
 
@@ -250,10 +222,8 @@ def test_a_report_needs_its_methods_and_keeps_what_varied(file, inline, home):
     done = study.run(study.load_study(file), home / "runs")
     with pytest.raises(FinloraError, match="no method named `pissa`.*--reference"):
         study_report(home / "runs", reference="pissa")
-    from finlora.report.study import _settings
-
     runs = [{"keys": {**r["keys"], "train.steps": n}} for r in done["runs"] for n in (1, 2)]
-    assert {key for setting in _settings(runs, "train.lr") for key, _ in setting} == {"codec.kind", "train.steps"}, "the searched key alone is left out"
+    assert {key for setting in settings(runs, "train.lr") for key, _ in setting} == {"codec.kind", "train.steps"}, "the searched key alone is left out"
     told = home / "runs" / "study.json"
     said = json.loads(told.read_text(encoding="utf-8"))
     for r in said["runs"]:
@@ -263,21 +233,46 @@ def test_a_report_needs_its_methods_and_keeps_what_varied(file, inline, home):
         study_report(home / "runs")
 
 
-def test_a_worker_that_was_killed_is_told(file, inline, home, monkeypatch, capsys):
-    from concurrent.futures.process import BrokenProcessPool
+TASKS = STUDY.replace('tasks = ["fpb"]\n', "").replace('["lora", "dora", "full"]', '["lora", "dora"]').replace('["none", "nf4"]', '["none"]')
+TASKS = TASKS.replace("[grid]", '[study]\nbase = true\nprice_per_hour = 3.6\n[grid]\n"data.tasks" = [["fpb"], ["tfns"], ["fpb", "tfns"]]')
 
-    class Killed(Inline):
-        def shutdown(self, *_, **__):
-            pass
 
-        def submit(self, fn, *args):
-            from concurrent.futures import Future
+def test_sets_of_tasks_are_values_of_a_grid(file, inline, home):
+    file.write_text(TASKS, encoding="utf-8")
+    little = study.load_study(file)
+    plan = study.plan(little)
+    assert (plan["search"], plan["base"], plan["runs"]) == (3 * 2 * 2, 3, 3 * 2 * 2)
+    done = study.run(little, home / "runs")
+    assert "tasks fpb+tfns, method dora" in done["chosen"] and len(done["runs"]) == 12 and len(done["base"]) == 3
+    made = len(inline)
+    study.run(little, home / "runs")
+    assert len(inline) == made
+    found = settings([{"keys": r["keys"]} for r in done["runs"]], "train.lr")
+    assert found == [(("data.tasks", ("fpb",)),), (("data.tasks", ("tfns",)),), (("data.tasks", ("fpb", "tfns")),)]
 
-            future: Future = Future()
-            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
-            return future
 
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Killed)
-    assert main(["study", "run", "study.toml", "-o", "runs"]) == 2
-    said = capsys.readouterr().err
-    assert "was killed (hint: memory may have run out" in said and "Traceback" not in said
+def test_a_study_of_two_tasks_with_its_base_and_prices(file, home):
+    for split in ("train", "test"):
+        (home / "data" / f"tfns_{split}.jsonl").write_text((home / "data" / f"fpb_{split}.jsonl").read_text(encoding="utf-8").replace("news?", "tweet?"), encoding="utf-8")
+    file.write_text(TASKS.replace('["fpb"], ["tfns"], ["fpb", "tfns"]', '["fpb"]').replace("values = [1e-3, 1e-2]", "values = [1e-3]").replace('ways = ["choose"]', 'ways = ["choose"]\ntasks = ["fpb", "tfns"]'), encoding="utf-8")
+    assert main(["study", "run", "study.toml", "-o", "runs"]) == 0
+    said = study_report(home / "runs")
+    assert [t["task"] for t in said["tables"]] == ["fpb", "tfns"] and len(said["overview"]["rows"]) == 2
+    assert {(r["task"], r["trained"]) for r in said["before_after"]} == {("fpb", True), ("tfns", False)} and len(said["before_after"]) == 4
+    assert {f["cost"] for f in said["fronts"]} == {"peak_bytes", "seconds", "dollars"} and {f["task"] for f in said["fronts"]} == {"", "fpb", "tfns"}
+    row = said["tables"][0]["rows"][0]
+    assert row["dollars"] == pytest.approx(row["seconds"] * 3.6 / 3600)
+    text = (home / "runs" / "report.md").read_text(encoding="utf-8")
+    for part in ("## Methods by tasks", "## Forgetting", "## Against the untuned base", "## Pareto fronts"):
+        assert part in text
+    page = (home / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "None of the graded" not in page and "price of training" in page and not any(x in page for x in ('src="http', 'href="http', "url(http"))
+    # a mixture is one run: its price counts once for the mean over its tasks
+    mean = next(f for f in said["fronts"] if f["task"] == "" and f["cost"] == "seconds")
+    assert {p["x"] for p in mean["points"]} == {r["seconds"] for r in said["tables"][0]["rows"]}
+
+
+@pytest.mark.parametrize("name, wanted", [("small", (12, 2, 24)), ("finlora_replication", (0, 18, 108)), ("methods_embedded", (66, 0, 129))])
+def test_the_studies_of_the_repository_can_be_planned(name, wanted):
+    found = study.plan(study.load_study(Path(__file__).parents[1] / "configs" / f"{name}.toml"), "no/such/folder")
+    assert (found["search"], found["base"], found["runs"]) == wanted and not found["unmet"]

@@ -372,7 +372,8 @@ def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[st
                     "data.tasks is empty: there is nothing to learn from", "`finlora list tasks` shows what there is"
                 )
             )
-    wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in spec.evaluate.tasks or spec.data.tasks]
+    graded = [name for name in spec.evaluate.tasks or spec.data.tasks if not name.startswith("lm-eval:")]  # that package checks its own
+    wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in graded]
     picked = {
         name: _try(problems, lambda name=name: registry.pick("task", name))
         for name in dict.fromkeys(name for name, _, _ in wanted)
@@ -387,12 +388,12 @@ def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[st
             lambda task=task, split=split, limit=limit: read_examples(task, split, spec.data.dir, limit or None),
         )
         found[name, split] = examples or []
-    for name in dict.fromkeys(spec.evaluate.tasks or spec.data.tasks):
+    for name in dict.fromkeys(graded):
         task = picked.get(name)
-        if task is not None and not task.labels and "say" not in spec.evaluate.ways:
+        if task is not None and task.kind not in ("label", "choice") and "say" not in spec.evaluate.ways:
             problems.append(
                 FinloraError(
-                    f'evaluate.ways = ["choose"], but the label list of task `{name}` is empty: it is answered in free text',
+                    f'evaluate.ways = ["choose"], but task `{name}` offers no labels: it is answered in free text',
                     'write evaluate.ways = ["say"]',
                 )
             )

@@ -64,7 +64,7 @@ def _jsonl(file: Path) -> Iterator[Document]:
                 text = row["text"]
             except UnicodeDecodeError as error:
                 raise FinloraError(f"{file}:{number} is not UTF-8 ({error.reason})", "save the file as UTF-8") from error
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise FinloraError(f"{file}:{number} is not a JSON object with a `text` field", "mend or remove the line") from error
             yield Document(str(row.get("id", number)), str(row.get("source", file.stem)), str(text))
 

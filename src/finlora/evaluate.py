@@ -21,12 +21,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import measure, receipt, rows, runs, score
+from . import harness, measure, receipt, rows, runs, score
 from . import model as models
 from . import spec as specs
 from .errors import FinloraError, unknown
@@ -34,8 +35,9 @@ from .figures import LABELLED, floor_metrics, summary
 from .generate import ask, choose, say
 from .registry import pick
 from .score import Record
+from .shots import with_shots
 from .tasks import Task
-from .text import Example, choose_template, prompt_text, render
+from .text import Example, by_bytes, choose_template, prompt_text, render, strip_thinking, thinking_open
 
 WAYS = ("choose", "say")
 CHUNK = 256  # examples between two appends to the records
@@ -44,7 +46,7 @@ CHUNK = 256  # examples between two appends to the records
 @dataclass(frozen=True)
 class How:
     """The settings of a grading. ways, limit, max_new, batch_tokens, shots, think: as spec.Evaluate. template, too_long: as
-    spec.Data. seed: draws the shots."""
+    spec.Data. seed: draws the shots. encoder: folder of BERTScore's."""
 
     ways: tuple[str, ...] = WAYS
     limit: int = 0
@@ -55,6 +57,7 @@ class How:
     shots: int = 0
     think: int = 0
     seed: int = 0
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         for way in self.ways:
@@ -123,7 +126,7 @@ def run(
     told = results(
         model, tasks, dir=dir, split=split, ways=ways, limit=limit, max_new=max_new, batch_tokens=batch_tokens, template=template,
         too_long=too_long, folder=folder, shots=shots, think=think, seed=spec.run.seed if spec is not None else 0,
-        train_floors=train_floors, progress=progress,
+        online=spec.model.online if spec is not None else online, encoder=spec.evaluate.encoder if spec is not None else "", train_floors=train_floors, progress=progress,
     )  # fmt: skip
     settings = specs.as_dict(spec) if spec is not None else {}
     sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
@@ -158,41 +161,50 @@ def results(
     shots: int = 0,
     think: int = 0,
     seed: int = 0,
+    encoder: str = "",
+    online: bool = False,
     train_floors: bool = True,
     progress: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """The receipt's "results" section: {task: result of evaluate_task, with floors and where its records lie}.
 
-    folder: the run's folder, whose records/ receives the records; None keeps them nowhere.
+    folder: the run's folder, whose records/ receives the records; None keeps them nowhere. online: whether tasks of
+    lm-evaluation-harness (`lm-eval:boolq`) may fetch their data.
     Raises: as run.
     """
-    how = How(tuple(ways), limit, max_new, batch_tokens, choose_template(model.tokenizer, template), too_long, shots, think, seed)
+    how = How(tuple(ways), limit, max_new, batch_tokens, choose_template(model.tokenizer, template), too_long, shots, think, seed, encoder)
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     if not names:
         raise FinloraError("there is no task to grade on", "`finlora list tasks` shows what there is")
-    asked: dict[str, tuple[Task, list[Example]]] = {}
-    for name in names:  # all are read before the first is graded: a missing file should not cost an hour
+    outside = [name for name in names if harness.is_outside(name)]
+    asked: dict[str, tuple[Task, list[Example], list[Example]]] = {}
+    for name in (n for n in names if n not in outside):  # all are read before the first is graded: a missing file should not cost an hour
         task = pick("task", name)
         examples = rows.read_examples(task, split, dir or None, limit or None)
-        examples = examples[: limit or None]
-        if shots:
-            from .shots import with_shots
-
-            examples = with_shots(examples, rows.read_examples(task, "train", dir or None), shots, seed)
-        asked[name] = task, examples
+        bare = examples[: limit or None]
+        asked[name] = task, bare, with_shots(bare, rows.read_examples(task, "train", dir or None), shots, seed) if shots else bare
         _ways_of(task, how)
     if folder is not None:
         _claim(Path(folder) / "records", model, how, split)
     out: dict[str, dict[str, Any]] = {}
-    for name, (task, examples) in asked.items():
+    for name, (task, bare, examples) in asked.items():
         path = None if folder is None else Path(folder) / "records" / f"{file_name(name)}.jsonl"
         records, told = evaluate_task(model, task, examples, how=how, path=path, progress=progress)
-        told["floors"] = floor_metrics(task, examples, dir, split, limit, train_floors, progress)
+        told["floors"] = floor_metrics(task, bare, dir, split, limit, train_floors, progress, opened(encoder))
         told["records"] = None if path is None else f"records/{path.name}"
         told["data_sha256"] = rows.file_digest(task, split, dir or None)
         told["split"] = split
         out[name] = told
-    return out
+    if outside:
+        options = {"template": how.template, "seed": seed, "batch_tokens": batch_tokens, "online": online}
+        for name, (records, told) in harness.graded(model, outside, limit, shots or None, progress=progress, **options).items():
+            if folder is not None and records:
+                told["records"] = f"records/{file_name(name)}.jsonl"
+                path = Path(folder) / told["records"]
+                path.unlink(missing_ok=True)  # the harness grades a task whole: half of one is worth nothing
+                score.append_records(path, records)
+            out[name] = told
+    return {name: out[name] for name in (*names, *(n for n in out if n not in names)) if name in out}
 
 
 def evaluate_task(
@@ -240,8 +252,11 @@ def evaluate_task(
     if progress:
         progress.done()
     seconds = sum(spent.values())
-    told = summary(task, records, way)
-    told["by_way"] = {w: summary(task, [as_way(task, r, e, w, how.think) for r, e in zip(records, examples)], w, short=True) for w in chosen}
+    encode = opened(how.encoder)
+    told = summary(task, records, way, encode=encode)
+    if encode is not None and "bertscore" in told["metrics"]:
+        told["encoder"] = encode.about
+    told["by_way"] = {w: summary(task, [as_way(task, r, e, w, how.think) for r, e in zip(records, examples)], w, short=True, encode=encode) for w in chosen}
     told.update(
         seconds=seconds,
         examples_per_s=computed / seconds if seconds else None,
@@ -252,6 +267,14 @@ def evaluate_task(
     if task.errata:
         told["errata"] = task.errata
     return records, told
+
+
+@cache
+def opened(folder: str) -> Any:
+    """The encoder in that folder, None for "".  Raises: FinloraError for what is none."""
+    from .encoder import open_encoder
+
+    return open_encoder(folder) if folder else None
 
 
 # -- one chunk -------------------------------------------------------------------------------------------------------
@@ -269,19 +292,16 @@ def _answer(
         spent["choose"] += time.perf_counter() - began
     if "say" in ways:
         began = time.perf_counter()
-        # the stop of an answer ("\n") is no stop of a thought
-        stop = () if how.think else task.stop
-        said = say(model, examples, new_tokens(task, how.max_new, how.think), stop, batch_tokens=how.batch_tokens, **options)
+        said = say(model, examples, max(how.max_new, task.max_new), task.stop, batch_tokens=how.batch_tokens, think=how.think, **options)
+        prompt = render(examples[0], model.tokenizer, False, how.template).ids
+        if how.think and thinking_open(model.tokenizer.decode(prompt[-32:])):
+            said = [f"<think>{text}" for text in said]  # the prompt began the thought; the record should hold it whole
         spent["say"] += time.perf_counter() - began
     out = []
     for e, s, text in zip(examples, scores, said, strict=True):
-        if s is not None:
-            if task.norm == "bytes":
-                from .text import by_bytes
-
-                s = by_bytes(s)
-            s = {label: round(value, 6) for label, value in s.items()}
-        choice = None if s is None else max(s, key=s.__getitem__)  # of equals the first label
+        s = None if s is None else {label: round(value, 6) for label, value in s.items()}
+        compared = s if s is None or task.norm == "sum" else by_bytes(s)
+        choice = None if compared is None else max(compared, key=compared.__getitem__)  # of equals the first label
         record = Record(e.id, e.cluster, prompt_hash(e), e.gold, text, None, s, choice, 0.0, way)
         out.append(as_way(task, record, e, way, how.think))
     return out
@@ -298,17 +318,10 @@ def as_way(task: Task, record: Record, example: Example, way: str, think: int = 
     return replace(record, answer=answer, correct=correct, way=way)
 
 
-def new_tokens(task: Task, most: int, think: int = 0) -> int:
-    """Tokens that a model may write: what the run allows, or what the task's answers need if that is more, and its thoughts."""
-    return max(most, task.max_new) + think
-
-
 def answer_of(said: str) -> str | None:
     """What was said after thinking; None for a thought that did not end."""
-    from .text import strip_thinking
-
-    answer, _, ended = strip_thinking(said)
-    return answer if ended else None
+    found = strip_thinking(said)
+    return found.answer if found.finished else None
 
 
 def prompt_hash(example: Example) -> str:

@@ -67,7 +67,7 @@ def run(folder: str | Path, limit: int = 200, codecs: Sequence[str] | None = Non
     tokens = [whole(e, trained, template, spec.data.too_long) for _, examples in tasks.values() for e in examples]
     how = evaluate.How(
         (*spec.evaluate.ways,), 0, spec.evaluate.max_new, spec.evaluate.batch_tokens, template, spec.data.too_long, spec.evaluate.shots,
-        spec.evaluate.think, spec.run.seed,
+        spec.evaluate.think, spec.run.seed, spec.evaluate.encoder,
     )  # fmt: skip
     kept = {name: evaluate.evaluate_task(trained, task, examples, how=how)[0] for name, (task, examples) in tasks.items()}
     table = [{"state": "as trained", "kl": 0.0, "top1": 1.0, "tasks": {name: _accuracy(r) for name, r in kept.items()}, "warning": ""}]

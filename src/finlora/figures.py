@@ -6,54 +6,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import rows, score
+from . import floors, rows, score
 from .errors import FinloraError
-from .floors import majority, naive_bayes
 from .score import Record
 from .tasks import Task
 from .text import Example
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1")
 LABELLED = ("label", "choice")  # kinds of task whose examples offer their answers
+Encode = Callable[[Sequence[str]], Any] | None
 
 
-def summary(task: Task, records: Sequence[Record], way: str, short: bool = False) -> dict[str, Any]:
-    """The figures of records: n, clusters, unreadable, way, metrics with intervals, and (not short) the confusion matrix."""
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """The names of the metrics a task is shown with: those of its kind, the primary one and its own."""
+    return tuple(dict.fromkeys((*score.OF_KIND[task.kind], task.metric, *task.metrics)))
+
+
+def measured(task: Task, records: Sequence[Record], encode: Encode = None) -> dict[str, dict[str, Any]]:
+    """{metric: estimate} of every metric of the task that these records can have.
+
+    encode: the encoder of BERTScore, without which it is left out; so are those of likelihoods where labels were not compared.
+    """
     labels = _labels(task, records)
-    names = metrics_of(task)
-    metrics = {name: estimate(records, name, labels) for name in names}
+    out = {}
+    for name in metrics_of(task):
+        metric = score.bertscore(encode) if name == "bertscore" and encode is not None else score.metric_named(name)
+        if not metric.lacks(records):
+            out[name] = estimate(records, metric, labels)
+    return out
+
+
+def summary(task: Task, records: Sequence[Record], way: str, short: bool = False, encode: Encode = None) -> dict[str, Any]:
+    """The figures of records: n, clusters, unreadable, way, metrics with intervals, and (not short) the confusion matrix."""
+    metrics = measured(task, records, encode)
     lost = score.unreadable(records)
     if short:
         return {"metrics": metrics, "unreadable": lost}
     told = {
         "n": len(records),
-        "clusters": metrics[names[0]]["clusters"],
+        "clusters": next(iter(metrics.values()))["clusters"],
         "unreadable": lost,
         "way": way,
         "metric": task.metric,
         "metrics": metrics,
     }
     if task.kind == "label":
-        told["confusion"] = score.confusion(records, labels)
+        told["confusion"] = score.confusion(records, _labels(task, records))
     return told
 
 
-def metrics_of(task: Task) -> tuple[str, ...]:
-    """The names of the metrics a task is shown with, the primary one among them."""
-    first = METRICS if task.kind == "label" else (task.metric,)
-    return tuple(dict.fromkeys((*first, task.metric, *task.metrics)))
-
-
-def estimate(records: Sequence[Record], metric: str, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """A metric with its 95% interval, as a receipt has it; of a single cluster the interval is all there is, [0, 1]."""
+def estimate(records: Sequence[Record], metric: score.Metric | str, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """A metric with its 95% interval, as a receipt has it; of a single cluster the interval is all there is."""
+    metric = score.metric_named(metric)
     clusters = len({r.cluster or f"\0{r.id}" for r in records})
     if clusters < 2:
-        return {"value": score.METRICS[metric](records, labels), "low": 0.0, "high": 1.0, "n": len(records), "clusters": clusters, "how": "one cluster says nothing about others"}
+        return {
+            "value": metric(records, labels), "low": metric.low, "high": metric.high, "n": len(records), "clusters": clusters,
+            "how": "one cluster says nothing about others",
+        }  # fmt: skip
     return asdict(score.interval(records, metric, labels=labels))
 
 
@@ -66,33 +80,28 @@ _FLOORS: dict[tuple, dict[str, Any]] = {}  # the same floors are asked for by ev
 
 
 def floor_metrics(
-    task: Task, examples: Sequence[Example], dir: str | Path = "", split: str = "test", limit: int = 0, train: bool = True, progress: Any = None
+    task: Task, examples: Sequence[Example], dir: str | Path = "", split: str = "test", limit: int = 0, train: bool = True, progress: Any = None,
+    encode: Encode = None,
 ) -> dict[str, Any]:
-    """{"majority": {"metrics"}, "naive_bayes": {"metrics"}} on the examples, both learned from the training split.
+    """{floor: {"metrics"}} of the task's floors on the examples, learned from the training split.
 
-    Without a training split the majority is the commonest gold of the examples themselves, and says so. train: False
-    leaves naive Bayes out. Kept in memory for the next run on the same files.
+    examples: without worked ones before them. Without a training split the simple ones are counted on the examples
+    themselves, and say so. train: False leaves those out that read the training texts. Kept in memory for the next run on the same files.
     """
-    if task.kind != "label":
-        return {}
     try:
         learned = rows.file_digest(task, "train", dir or None)
     except FinloraError:
         learned = ""
-    key = (task.name, rows.file_digest(task, split, dir or None), learned, split, limit, len(examples), train)
+    key = (task.name, rows.file_digest(task, split, dir or None), learned, split, limit, len(examples), train, encode is not None)
     if key not in _FLOORS:
+        names = None if train and learned else floors.SIMPLE
         if progress:
-            progress.note(f"floors of {task.name}: majority" + (" and naive Bayes" if train and learned else ""))
+            shown = [n.replace("_", " ") for n in floors.names_of(task) if names is None or n in names]
+            progress.note(f"floors of {task.name}: {', '.join(shown)}")
         source = rows.read_examples(task, "train", dir or None) if learned else list(examples)
-        found = {"majority": _floor(task, majority(source, examples, task.mark))}
+        found = {name: {"metrics": measured(task, records, encode)} for name, records in floors.of(task, source, examples, names).items()}
         if not learned:
-            found["majority"]["how"] = "commonest gold of the graded examples: there is no training split"
-        if train and learned:
-            found["naive_bayes"] = _floor(task, naive_bayes(source, examples, task.mark))
+            for told in found.values():
+                told["how"] = "counted on the graded examples: there is no training split"
         _FLOORS[key] = found
     return _FLOORS[key]
-
-
-def _floor(task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    labels = _labels(task, records)
-    return {"metrics": {name: estimate(records, name, labels) for name in metrics_of(task)}}

@@ -18,52 +18,23 @@ Shapes: B rows, T positions, D width, V vocabulary, N positions that predict a l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import model as models
+from .asking import Asked, Once, ask, even_groups, packs, shared
 from .attention import Layout, layout
 from .data import Batch
 from .errors import FinloraError
 from .loss import Head
 from .model import Model, head, hidden, logits
-from .text import Example, Tokens, choose_template, fit, label_ids, render
+from .text import Example, choose_template, render, stop_at, thinking_open
 
 CHUNK = 512  # positions whose logits (CHUNK, V) exist at once
-UNFOLDED = 4  # attention may see so many times the positions that are computed
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An example as `choose` asks it: the prompt's tokens, and for each label the tokens that are scored."""
-
-    prompt: tuple[int, ...]
-    labels: tuple[tuple[int, ...], ...]
-
-    def __len__(self) -> int:
-        """Positions computed: the prompt, and of each label all tokens but the last."""
-        return len(self.prompt) + sum(len(t) - 1 for t in self.labels)
-
-
-class Once:
-    """A tokenizer that tokenises each text once: rendering three labels asks for the same prompt seven times."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer, self._known = tokenizer, {}
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        key = (text, *sorted(options.items()))
-        if key not in self._known:
-            self._known[key] = self._tokenizer(text, **options)
-        return self._known[key]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
 
 
 # -- choose ----------------------------------------------------------------------------------------------------------
@@ -78,74 +49,46 @@ def choose(
     template: str = "auto",
     too_long: str = "refuse",
     packed: bool = True,
+    disjoint: bool = True,
 ) -> list[dict[str, float]]:
     """The log-likelihood of each label of each example, in nats, in the order of the examples.
 
     batch_tokens: positions of one forward pass. template: as text.choose_template. too_long: `refuse`, or `cut` the prompt
     from the left where prompt and label exceed the model's context. packed: False gives each prompt and label a padded
-    row of its own; a model that cannot serve packed rows gets those in any case.
+    row of its own; a model that cannot serve packed rows gets those in any case. disjoint: False never adds end tokens.
     Raises: FinloraError for an example without labels, or too long.
     """
     template = choose_template(model.tokenizer, template)
     tokenizer = Once(model.tokenizer)
-    asked = [ask(e, tokenizer, template, model.max_tokens, too_long) for e in examples]
-    unique = list(dict.fromkeys(asked))  # what is asked twice is computed once
-    unique.sort(key=lambda a: a.prompt)  # neighbours begin alike
-    found: dict[Asked, list[float]] = {}
+    asked = [ask(e, tokenizer, template, model.max_tokens, too_long, disjoint) for e in examples]
+    found = likelihoods(model, asked, batch_tokens, progress, packed=packed)
+    return [dict(zip(e.labels, values)) for e, values in zip(examples, found)]
+
+
+def likelihoods(
+    model: Model, asked: Sequence[Asked], batch_tokens: int = 4096, progress: Any = None, *, packed: bool = True, greedy: bool = False
+) -> list[list[Any]]:
+    """The log-likelihood (nats) of every label of what is asked, in its order; with `greedy` pairs of it and whether each
+    of the label's tokens is the likeliest at its place. The other arguments are those of `choose`."""
+    unique = sorted(dict.fromkeys(asked), key=lambda a: a.prompt)  # what is asked twice is computed once; neighbours begin alike
+    found: dict[Asked, list[Any]] = {}
     with _still(model):
-        for group in _rows(unique, batch_tokens):
+        for group in packs(unique, batch_tokens):
             if packed:
                 try:
-                    found.update(zip(group, _packed(model, group)))
+                    found.update(zip(group, _packed(model, group, greedy)))
                 except models.Unserved:
                     packed = False
             if not packed:
                 by_length = sorted(group, key=lambda a: len(a.prompt))
-                for part in _even_groups(by_length, batch_tokens, lambda a: sum(len(a.prompt) + len(t) - 1 for t in a.labels)):
-                    found.update(zip(part, _in_own_rows(model, part)))
+                for part in even_groups(by_length, batch_tokens, lambda a: sum(len(a.prompt) + len(t) - 1 for t in a.labels)):
+                    found.update(zip(part, _in_own_rows(model, part, greedy)))
             if progress:
                 progress.step(sum(a in found for a in asked))
-    return [dict(zip(e.labels, found[a])) for e, a in zip(examples, asked)]
+    return [found[a] for a in asked]
 
 
-def ask(example: Example, tokenizer: Any, template: str, room: int = 1 << 30, too_long: str = "refuse") -> Asked:
-    """The tokens with which `choose` asks an example; room: positions that the model has.
-
-    Raises: FinloraError for an example without labels, a label without tokens, or (by `refuse`) more than `room`.
-    """
-    if not example.labels:
-        raise FinloraError(f"example `{example.id}` offers no labels to choose from", "answer it with `say`")
-    prompt = render(example, tokenizer, False, template).ids
-    labels = label_ids(example, tokenizer, template)
-    for label, ids in zip(example.labels, labels):
-        if not ids:
-            raise FinloraError(f"label {label!r} of example `{example.id}` has no tokens", "mend the label list")
-    if any(a != b and b[: len(a)] == a for a in labels for b in labels):
-        end = render(example, tokenizer, True, template, example.labels[0]).ids[-1]
-        labels = [[*ids, end] for ids in labels]
-    longest = max(labels, key=len)
-    if len(prompt) + len(longest) - 1 > room:
-        whole = Tokens((*prompt, *longest), (0.0,) * len(prompt) + (1.0,) * len(longest), example.id)
-        prompt = fit(whole, room, too_long).ids[: -len(longest)]
-    return Asked(tuple(prompt), tuple(tuple(ids) for ids in labels))
-
-
-def _rows(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
-    """Neighbours in runs of at most `batch_tokens` positions (and four times that many unfolded), but at least one."""
-    group: list[Asked] = []
-    row = unfolded = 0
-    for a in asked:
-        new = len(a) - (_shared(group[-1].prompt, a.prompt) if group else 0)
-        if group and (row + new > batch_tokens or unfolded + len(a) > UNFOLDED * batch_tokens):
-            yield group
-            group, row, unfolded, new = [], 0, 0, len(a)
-        group.append(a)
-        row, unfolded = row + new, unfolded + len(a)
-    if group:
-        yield group
-
-
-def _packed(model: Model, group: Sequence[Asked]) -> list[list[float]]:
+def _packed(model: Model, group: Sequence[Asked], greedy: bool) -> list[list[Any]]:
     """One row that holds every example: its prompt as the trunk, its labels as branches.
 
     The row holds a token that several prompts share once.  Attention sees the examples as if each stood there in full (the
@@ -158,25 +101,25 @@ def _packed(model: Model, group: Sequence[Asked]) -> list[list[float]]:
     before: tuple[int, ...] = ()
     start = 0  # where the example before begins
     for d, a in enumerate(group):
-        P, shared = len(a.prompt), _shared(before, a.prompt)
+        P, alike = len(a.prompt), shared(before, a.prompt)
         doc[0, k : k + len(a)] = d
         ids[0, k : k + P], pos[0, k : k + P] = a.prompt, np.arange(P)
-        place[0, k : k + shared] = place[0, start : start + shared]
-        place[0, k + shared : k + len(a)] = np.arange(n_row, n_row + len(a) - shared)
-        n_row += len(a) - shared
+        place[0, k : k + alike] = place[0, start : start + alike]
+        place[0, k + alike : k + len(a)] = np.arange(n_row, n_row + len(a) - alike)
+        n_row += len(a) - alike
         before, start = a.prompt, k
         last, k = k + P - 1, k + P
-        for number, label in enumerate(a.labels, 1):
+        for number, (label, skip) in enumerate(a.branches(), 1):
             m = len(label) - 1
             ids[0, k : k + m], pos[0, k : k + m], branch[0, k : k + m] = label[:-1], np.arange(P, P + m), number
-            where += [last, *range(k, k + m)]
-            target += label
-            slot += [n_labels] * (m + 1)
+            where += [last, *range(k, k + m)][skip:]
+            target += label[skip:]
+            slot += [n_labels] * (m + 1 - skip)
             k, n_labels = k + m, n_labels + 1
     nothing = torch.zeros(1, total)
     unfolded = Batch(*map(torch.from_numpy, (ids, np.zeros_like(ids))), nothing, *map(torch.from_numpy, (doc, pos, branch)))
     x_BTD = hidden_shared(model, unfolded, torch.from_numpy(place))
-    sums = iter(label_sums(x_BTD[0], head(model), place[0, where], target, slot, n_labels))
+    sums = iter(label_sums(x_BTD[0], head(model), place[0, where], target, slot, n_labels, greedy))
     return [[next(sums) for _ in a.labels] for a in group]
 
 
@@ -197,42 +140,37 @@ def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.T
     return models.packed_hidden(model, ids, pos, folded)
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    n = min(len(a), len(b))
-    return next((k for k in range(n) if a[k] != b[k]), n)
-
-
-def _in_own_rows(model: Model, group: Sequence[Asked]) -> list[list[float]]:
+def _in_own_rows(model: Model, group: Sequence[Asked], greedy: bool) -> list[list[Any]]:
     """A padded row for each prompt and label; labels of one token share their prompt's row."""
-    rows: dict[tuple[int, ...], int] = {}
+    at: dict[tuple[int, ...], int] = {}  # the row of each sequence
     for a in group:
         for label in a.labels:
-            rows.setdefault((*a.prompt, *label[:-1]), len(rows))
-    T = max(map(len, rows))
-    ids, doc = np.zeros((len(rows), T), np.int64), np.full((len(rows), T), -1, np.int64)
-    for row, b in rows.items():
+            at.setdefault((*a.prompt, *label[:-1]), len(at))
+    T = max(map(len, at))
+    ids, doc = np.zeros((len(at), T), np.int64), np.full((len(at), T), -1, np.int64)
+    for row, b in at.items():
         ids[b, : len(row)], doc[b, : len(row)] = row, 0
     pos = np.broadcast_to(np.arange(T), ids.shape).copy()
     where, target, slot, n_labels = [], [], [], 0
     for a in group:
-        for label in a.labels:
-            first = rows[(*a.prompt, *label[:-1])] * T + len(a.prompt) - 1
-            where += range(first, first + len(label))
-            target += label
-            slot += [n_labels] * len(label)
+        for label, skip in a.branches():
+            first = at[(*a.prompt, *label[:-1])] * T + len(a.prompt) - 1
+            where += range(first + skip, first + len(label))
+            target += label[skip:]
+            slot += [n_labels] * (len(label) - skip)
             n_labels += 1
     zeros = np.zeros_like(ids)
     tensors = [torch.from_numpy(t) for t in (ids, zeros, zeros.astype(np.float32), doc, pos, zeros)]
     x_BTD = hidden(model, Batch(*tensors).to(model.device))
-    sums = iter(label_sums(x_BTD.reshape(len(rows) * T, -1), head(model), where, target, slot, n_labels))
+    sums = iter(label_sums(x_BTD.reshape(len(at) * T, -1), head(model), where, target, slot, n_labels, greedy))
     return [[next(sums) for _ in a.labels] for a in group]
 
 
 def label_sums(
-    hidden_ND: torch.Tensor, output: Head, where: Sequence[int], target: Sequence[int], slot: Sequence[int], n_slots: int
-) -> list[float]:
-    """sum of log p(target[m] at position where[m]) over the m of each slot, in nats.
+    hidden_ND: torch.Tensor, output: Head, where: Sequence[int], target: Sequence[int], slot: Sequence[int], n_slots: int, greedy: bool = False
+) -> list[Any]:
+    """sum of log p(target[m] at position where[m]) over the m of each slot, in nats; with `greedy` pairs of it and whether
+    every target of the slot is the likeliest token of its position.
 
     hidden_ND: the positions' hidden states. where, target, slot: M long. The softmax is taken in float32 (float64 for
     float64 hidden), once for each position, the sums in float64.
@@ -244,15 +182,21 @@ def label_sums(
     h_ND = hidden_ND.index_select(0, torch.from_numpy(positions).to(device))
     wide = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
     edges = np.searchsorted(inverse[order], np.arange(0, len(positions) + CHUNK, CHUNK))
-    parts = []
+    parts, best = [], []
     for n, k in enumerate(range(0, len(positions), CHUNK)):
         z = output.logits(h_ND[k : k + CHUNK]).to(wide)
         rows, tokens = at[edges[n] : edges[n + 1]] - k, token[edges[n] : edges[n + 1]]
         parts.append(z[rows, tokens] - torch.logsumexp(z, dim=-1)[rows])
+        if greedy:
+            best.append(z.argmax(-1)[rows] == tokens)
     logp_M = torch.cat(parts).double().cpu().numpy()
     sums = np.zeros(n_slots)
     np.add.at(sums, np.asarray(slot)[order], logp_M)
-    return sums.tolist()
+    if not greedy:
+        return sums.tolist()
+    missed = np.zeros(n_slots)
+    np.add.at(missed, np.asarray(slot)[order], ~torch.cat(best).cpu().numpy())
+    return list(zip(sums.tolist(), (missed == 0).tolist()))
 
 
 # -- say -------------------------------------------------------------------------------------------------------------
@@ -270,22 +214,42 @@ def say(
     *,
     template: str = "auto",
     too_long: str = "refuse",
+    think: int = 0,
 ) -> list[str]:
     """What the model writes after each prompt, in the order of the prompts, as it stands (a leading space is kept).
 
     prompts: Examples, or plain texts. max_new: tokens at most. stop: the text ends before the first of these strings; it
     ends at an end token in any case. temperature: 0 takes the likeliest token, above 0 draws from softmax(z / temperature)
-    with a generator of (seed, place of the prompt). batch_tokens: prompt and new positions computed side by side.
+    with a generator of (seed, place of the prompt). batch_tokens: prompt and new positions computed side by side. think: so
+    many tokens more for a model that thinks first; stop strings then count behind its thinking only (text.strip_thinking).
     Raises: FinloraError for an empty prompt, one that leaves no room for max_new tokens, a negative temperature.
     """
     examples = [_example(p, k) for k, p in enumerate([prompts] if isinstance(prompts, str) else prompts)]
     template = choose_template(model.tokenizer, template)
-    ids = [prompt_ids(model, e, max_new, template, too_long) for e in examples]
-    ends = end_tokens(model, template)
+    ids = [prompt_ids(model, e, max_new + think, template, too_long) for e in examples]
+    return continuations(model, ids, max_new, stop, temperature, seed, batch_tokens, progress, ends=end_tokens(model, template), think=think)
+
+
+def continuations(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    max_new: int,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+    progress: Any = None,
+    *,
+    ends: Collection[int] = (),
+    think: int = 0,
+) -> list[str]:
+    """What `say` returns, for prompts that are tokens already. ends: tokens that end a text."""
+    opened = [think > 0 and thinking_open(model.tokenizer.decode(i[-8:])) for i in ids]
+    max_new += think
     order = sorted(range(len(ids)), key=lambda k: (len(ids[k]), ids[k]))
     out = [""] * len(ids)
     told = 0
-    for group in _even_groups(order, batch_tokens, lambda k: len(ids[k]) + max_new):
+    for group in even_groups(order, batch_tokens, lambda k: len(ids[k]) + max_new):
         pick = _picker(temperature, [seed * 1_000_003 + k for k in group])
         new: list[list[int]] = [[] for _ in group]
         done: set[int] = set()
@@ -296,7 +260,7 @@ def say(
                     continue
                 new[row].append(token)
                 text = _text(model, new[row])
-                cut = _first_stop(text, stop)
+                cut = stop_at(text, stop, think > 0, opened[group[row]])
                 out[group[row]] = text if cut is None else text[:cut]
                 if cut is not None:
                     done.add(row)
@@ -331,7 +295,7 @@ def write(
             break
         new.append(token)
         text = _text(model, new)
-        cut = _first_stop(text, stop)
+        cut = stop_at(text, stop)
         if cut is not None:
             text = text[:cut]
             break
@@ -383,26 +347,8 @@ def _example(prompt: Example | str, k: int) -> Example:
     return Example(f"prompt-{k}", (("user", prompt),), "", "") if isinstance(prompt, str) else prompt
 
 
-def _even_groups(order: Sequence[Any], batch_tokens: int, size: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Runs whose number times longest is at most `batch_tokens` (padding counts), at least one; the order is by length."""
-    group: list[Any] = []
-    for k in order:
-        if group and (len(group) + 1) * size(k) > batch_tokens:
-            yield group
-            group = []
-        group.append(k)
-    if group:
-        yield group
-
-
 def _text(model: Model, ids: Sequence[int]) -> str:
     return model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _first_stop(text: str, stop: Iterable[str]) -> int | None:
-    """Where the first stop string begins, None where there is none."""
-    found = [at for s in stop if s and (at := text.find(s)) >= 0]
-    return min(found) if found else None
 
 
 def _held(text: str, stop: Iterable[str]) -> int:

@@ -33,7 +33,7 @@ from .wiring import bits_per_weight, find_linears, matches, rewire
 
 __all__ = [
     "BASE", "Model", "Unserved", "autocast", "bits_per_weight", "compile_body", "device_of", "dtype_of", "find_linears",
-    "head", "hidden", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "packed_hidden", "recompute",
+    "head", "hidden", "load_encoder", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "packed_hidden", "recompute",
     "rewire", "save", "wrap_tokenizer",
 ]  # fmt: skip
 
@@ -323,6 +323,24 @@ def load_tokenizer(where: str) -> Any:
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+
+
+def load_encoder(where: str | Path) -> tuple[Any, nn.Module]:
+    """(tokenizer, module) of an encoder (BERT and its kin) in a local folder, in evaluation mode; weights from safetensors only.
+
+    Raises: FinloraError for what is no such folder.
+    """
+    _quiet()
+    import transformers
+
+    if not Path(where).is_dir():
+        raise FinloraError(f"no encoder in `{where}`", "give a folder with config.json, tokenizer files and model.safetensors")
+    try:
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(where), **options)
+        return tokenizer, transformers.AutoModel.from_pretrained(str(where), use_safetensors=True, **options).eval()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise FinloraError(f"cannot open the encoder in `{where}`: {str(error).splitlines()[0]}", "give a folder with config.json, tokenizer files and model.safetensors") from None
 
 
 def wrap_tokenizer(raw: Any, max_tokens: int) -> Any:

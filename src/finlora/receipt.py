@@ -114,6 +114,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise FinloraError(f"{path}:{error.lineno}: not JSON: {error.msg}", "run it again to write it anew") from error
     except UnicodeDecodeError as error:
         raise FinloraError(f"{path}: not UTF-8 at byte {error.start}", "receipts are UTF-8 JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise FinloraError(f"{path}: JSON that cannot be read: {error}", "run it again to write it anew") from error
     _check(value, path)
     return value
 

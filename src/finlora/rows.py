@@ -36,6 +36,7 @@ from .text import Example
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".conll")
+LARGEST = 1 << 30  # bytes of an unpacked file: a small archive can hold any number of zeros
 EMBEDDED = ("embedded", "tasks")
 
 
@@ -76,7 +77,9 @@ def find(task: Task, split: str, dir: str | Path | None = None) -> tuple[list[Pa
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if dir is None or str(dir) == "":
+    if not dir:
+        dir = task.source.home
+    if not dir or str(dir) == "":
         if not task.source.package:
             raise FinloraError(f"the rows of task `{task.name}` do not ship with finlora", "name the folder that holds them: data.dir, or --data DIR")
         root = Path(str(resources.files("finlora").joinpath(*EMBEDDED)))
@@ -192,9 +195,12 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     data = _bytes(path)
     if path.suffix == ".gz":
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(LARGEST + 1)
         except (OSError, EOFError, zlib.error) as e:
             raise FinloraError(f"{path} is not a whole gzip file: {e}", "fetch it again") from None
+        if len(data) > LARGEST:
+            raise FinloraError(f"{path} unpacks to more than {LARGEST:,} bytes", "unpack it, and split it")
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise FinloraError(f"{path} is empty", "fetch it again, or give another folder")

@@ -408,7 +408,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise FinloraError(f"{path} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through
         raise FinloraError(
             f"{path} is not valid TOML: {error}",
             'text goes in quotes: name = "..."; lists in brackets: tasks = ["fpb"]',

@@ -10,17 +10,25 @@ Two templates, chosen once a run and recorded:
   answer, so that "Answer: " + "neutral" is tokenised as "Answer:" + " neutral", the way running text is.
 * `chat`: the tokenizer's own chat template, for models that were tuned with one.
 
+An example may carry worked examples before its question: (user, assistant) pairs of messages.  Plain text puts such an
+answer directly behind its prompt ("...Answer: positive") and an empty line before the next question.
+
 The tokenizer travels as a value; this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from .errors import FinloraError
 
 TEMPLATES = ("plain", "chat")
+_THOUGHT = re.compile(r"<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+_CLOSED = re.compile(r"</(?:think|thinking)>")
+_OPEN = re.compile(r"<(?:think|thinking)>\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Example:
 
     messages: (role, content) pairs, the prompt only. gold: what the grader compares with. answer: what training teaches
     the model to say. cluster: examples that share a text share a cluster. labels: the answers offered, () for free text.
+    after: what follows whichever label (the rest of a sentence with a gap); then a label is judged by the likelihood of
+    this text behind it, and not by its own.
     """
 
     id: str
@@ -37,6 +47,7 @@ class Example:
     answer: str
     cluster: str = ""
     labels: tuple[str, ...] = ()
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,11 @@ def choose_template(tokenizer: Any, wanted: str = "auto") -> str:
 
 
 def prompt_text(example: Example) -> str:
-    """The example's messages as plain text, as the plain template shows them."""
-    return "\n\n".join(content for _, content in example.messages)
+    """The example's messages as plain text, as the plain template shows them: an answer stands directly behind its prompt."""
+    text = ""
+    for role, content in example.messages:
+        text += content if role == "assistant" or not text else "\n\n" + content
+    return text
 
 
 def render(example: Example, tokenizer: Any, answer: bool, template: str = "plain", text: str | None = None) -> Tokens:
@@ -97,10 +111,82 @@ def label_ids(example: Example, tokenizer: Any, template: str = "plain") -> list
     return out
 
 
+def after_ids(example: Example, tokenizer: Any, template: str = "plain") -> list[tuple[list[int], int]]:
+    """For each label of an example with `after`: (tokens of the label and `after` as its answer, how many are the label's).
+
+    The tokens are those of the running text, without an end token; the label's own are not scored.
+    """
+    out = []
+    both = [label + example.after for label in example.labels]
+    for bare, whole in zip(label_ids(example, tokenizer, template), label_ids(replace(example, labels=tuple(both)), tokenizer, template)):
+        if whole[: len(bare)] != bare:  # a token spans the border: then `after` is tokenised on its own
+            whole = bare + _encode(tokenizer, example.after)
+        out.append((whole, len(bare)))
+    return out
+
+
+def by_bytes(scores: Mapping[str, float]) -> dict[str, float]:
+    """Log-likelihoods (nats) of labels, each divided by its label's UTF-8 bytes: the measure for options of unlike length.
+
+    lm-evaluation-harness calls this acc_bytes; its acc_norm divides by characters, which is the same for ASCII.
+    """
+    return {label: value / max(1, len(label.encode())) for label, value in scores.items()}
+
+
 def document(text: str, tokenizer: Any, id: str = "") -> Tokens:
     """A bare document for pretraining: every token counts but the first, which nothing predicts."""
     ids = _begin(tokenizer) + _encode(tokenizer, text) + _end(tokenizer)
     return Tokens(tuple(ids), (1.0,) * len(ids), id)
+
+
+class Thought(NamedTuple):
+    """What a reasoning model said: answer behind its thinking, the thinking itself, and whether that came to an end."""
+
+    answer: str
+    thought: str
+    finished: bool
+
+
+def strip_thinking(said: str, opened: bool = False) -> Thought:
+    """The answer without the `<think>...</think>` (or `<thinking>`) before it.
+
+    opened: the prompt already ended in an open `<think>`, as some chat templates write it; then (and wherever a closing tag
+    comes first) all up to the closing tag is thought. Thinking that never ends leaves no answer: finished is False and the
+    answer "", which every task must count as unreadable. Text without tags is all answer.
+    """
+    end = _CLOSED.search(said)
+    first = said.find("<think")
+    if opened or end and (first < 0 or first > end.start()):
+        if end is None:
+            return Thought("", said.strip(), False)
+        rest = strip_thinking(said[end.end() :])
+        return Thought(rest.answer, "\n".join(t for t in (said[: end.start()].strip(), rest.thought) if t), rest.finished)
+    found = list(_THOUGHT.finditer(said))
+    if not found:
+        return Thought(said, "", True)
+    finished = all(m[0].endswith(f"</{m[1]}>") for m in found)
+    return Thought(_THOUGHT.sub("", said).lstrip() if finished else "", "\n".join(m[2].strip() for m in found), finished)
+
+
+def thinking_open(prompt: str) -> bool:
+    """Whether a rendered prompt ends inside an open `<think>`, so that what is said begins with thought."""
+    return _OPEN.search(prompt) is not None
+
+
+def stop_at(text: str, stop: Iterable[str], thinking: bool = False, opened: bool = False) -> int | None:
+    """Where a said answer ends by the first of the stop strings, None while it does not.
+
+    thinking: stop strings count only in the answer, behind the thinking and the white space after it; opened: as
+    strip_thinking.
+    """
+    begin = 0
+    if thinking:
+        told = strip_thinking(text, opened)
+        if not told.finished or not told.answer.strip():
+            return None
+        begin = len(text) - len(told.answer.lstrip()) if text.endswith(told.answer.lstrip()) else 0
+    found = [at for s in stop if s and (at := text.find(s, begin)) >= 0]
+    return min(found) if found else None
 
 
 def fit(tokens: Tokens, length: int, policy: str = "refuse") -> Tokens:
@@ -154,7 +240,13 @@ def _tail(tokenizer: Any, head: str, tail: str, specials: bool = False) -> list[
 
 def _chat(example: Example, tokenizer: Any, said: str) -> tuple[list[int], list[int]]:
     messages = [{"role": role, "content": content} for role, content in example.messages]
-    head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception:  # some templates (Gemma's) refuse a system turn: then it opens the first question
+        if len(messages) < 2 or messages[0]["role"] != "system":
+            raise
+        messages[:2] = [{"role": messages[1]["role"], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}]
+        head = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": said}], tokenize=False)
     after = whole[len(head) :] if whole.startswith(head) else ""
     head_ids = _encode(tokenizer, head, specials=True)

@@ -79,7 +79,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
         limit=spec.evaluate.limit, max_new=spec.evaluate.max_new, batch_tokens=spec.evaluate.batch_tokens,
         template=told_data["template"], too_long=spec.data.too_long, folder=folder, shots=spec.evaluate.shots, think=spec.evaluate.think,
-        seed=spec.run.seed, progress=progress,
+        seed=spec.run.seed, encoder=spec.evaluate.encoder, online=spec.model.online, progress=progress,
     )  # fmt: skip
     out = receipt.new("finetune", folder.name, specs.as_dict(spec))
     out.update(

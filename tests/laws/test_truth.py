@@ -9,11 +9,14 @@ import laws_truth as law
 import pytest
 
 from finlora import registry, score
-from finlora.rows import read_examples
+from finlora.errors import FinloraError
+from finlora.rows import find, read_examples
 from finlora.text import Example
 
 N = 900
-DATA = Path(os.environ.get("FINLORA_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "fin" / "finlora"
+DATA = Path(os.environ.get("FINLORA_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+FOLDERS = [DATA / name for name in ("fin/finlora", "fin/xbrl_extract", "fin/orig", "general")]
+ROOM = 0.05  # what a tolerance adds to chance: measured 0 to 0.02 over the numeric tasks
 
 
 def _tasks():
@@ -63,22 +66,39 @@ def test_the_task_laws_can_fail(examples):
         law.silence_is_zero(examples, lambda t, labels: _read(t, labels) or "neutral", _mark)
 
 
+def _rows_at_hand(task):
+    """Up to 600 rows' examples of the test split, else the validation split, of the first folder that has them."""
+    for split in ("test", "validation"):
+        for folder in [None] if task.source.package else FOLDERS:
+            try:
+                find(task, split, folder)
+            except FinloraError:
+                continue
+            return read_examples(task, split, folder, limit=600)
+    pytest.skip("no file of this task is here (FINLORA_DATA)")
+
+
 @pytest.mark.parametrize("name", _tasks())
 def test_tasks_of_the_package(name):
-    """Up to 600 rows of the test split: embedded ones, or the real files where they are."""
+    """Up to 600 rows: embedded ones, or the real files where they are."""
     task = registry.pick("task", name)
-    if not task.source.package and not DATA.is_dir():
-        pytest.skip("the real files are not here (FINLORA_DATA)")
-    rows = read_examples(task, "test", None if task.source.package else DATA, limit=600)
-    law.gold_is_perfect(rows, task.read, task.mark)
+    rows = _rows_at_hand(task)
+    shown = {task.metric, *task.metrics} or score.OF_KIND[task.kind]
+    law.gold_is_perfect(rows, task.read, task.mark, shown)
     law.silence_is_zero(rows, task.read, task.mark)
-    if task.kind == "label":
-        law.permuted_is_chance(rows, task.read, task.mark)
+    if task.kind == "text":
+        law.strangers_score_less(rows, task.read, task.mark)
+    else:
+        law.permuted_is_chance(rows, task.read, task.mark, room=ROOM if task.kind in ("number", "program") else 0.0)
 
 
+SAMPLES = {"labels": law.sample, "spans": law.sample_spans, "numbers": law.sample_numbers}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
 @pytest.mark.parametrize("per", [1, 4])
-def test_order_is_nothing(per):
-    law.order_is_nothing(law.sample(per=per))
+def test_order_is_nothing(per, kind):
+    law.order_is_nothing(SAMPLES[kind](per=per))
 
 
 def test_order_is_nothing_for_fractional_marks():
@@ -87,8 +107,9 @@ def test_order_is_nothing_for_fractional_marks():
     assert score.interval(records, draws=200) == score.interval(records[::-1], draws=200)
 
 
-def test_hash_seed_is_nothing():
-    law.hash_seed_is_nothing(law.sample(per=3))
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_hash_seed_is_nothing(kind):
+    law.hash_seed_is_nothing(SAMPLES[kind](per=3))
 
 
 @pytest.mark.parametrize("n,per", [(2, 1), (40, 1), (40, 4)])
@@ -97,8 +118,9 @@ def test_never_certain(n, per):
     law.never_certain(right, [law.record(r.id, r.gold, None, r.cluster) for r in right])
 
 
-def test_copies_add_nothing():
-    law.copies_add_nothing(law.sample())
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_copies_add_nothing(kind):
+    law.copies_add_nothing(SAMPLES[kind]())
 
 
 def test_no_free_unreadable():
@@ -127,31 +149,40 @@ def test_wilson_covers_near_the_edge():
     assert law.wilson_coverage(0.95, 50) >= 0.94
 
 
-def test_the_cluster_bootstrap_covers():
+def test_the_intervals_of_clusters_cover():
     """Macro F1 and accuracy of 50 clusters of 4 alike records, 120 worlds (three sigma: 0.06).
 
-    Measured 0.933 and 0.950; counting the records as independent covers 0.767 and 0.758.
+    Measured 0.933 and 0.967; counting the records as independent covers 0.767 and 0.758.
     """
     for covered in law.bootstrap_coverage(50, 4, (0.2, 0.5, 0.3), 0.8, 0.6, trials=120, draws=300):
         assert covered >= 0.95 - 0.06
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "clusters,per,shares,accuracy,alike,measured",
-    [
-        (577, 1, (0.12, 0.6, 0.28), 0.75, 0, (0.932, 0.940)),
-        (60, 5, (0.2, 0.5, 0.3), 0.8, 0.5, (0.960, 0.957)),
-        (98, 17, (0.13, 0.7, 0.17), 0.9, 0.5, (0.950, 0.952)),
-        (98, 5, (0.13, 0.7, 0.17), 0.98, 0.3, (0.965, 0.910)),
-        (15, 4, (0.2, 0.5, 0.3), 0.8, 0.3, (0.940, 0.970)),
-    ],
+    "clusters,per,accuracy,alike,measured",
+    [(98, 5, 0.98, 0.3, 0.977), (98, 5, 0.98, 0.7, 0.979), (30, 20, 0.95, 0.2, 0.947), (8, 10, 0.8, 0.3, 0.945), (50, 4, 0.5, 0.6, 0.953)],
 )
-def test_the_cluster_bootstrap_covers_everywhere(clusters, per, shares, accuracy, alike, measured):
-    """600 worlds each (one sigma: 0.009), `measured` being (macro F1, accuracy): never three sigma below it or 0.94.
+def test_accuracy_in_clusters_covers(clusters, per, accuracy, alike, measured):
+    """3000 worlds each (three sigma: 0.012), near the edge too, where the bootstrap has 0.91, 0.92 and 0.91."""
+    covered = law.clustered_coverage(clusters, per, accuracy, alike, trials=3000)
+    assert min(measured, 0.94) - 0.012 <= covered <= 0.985
 
-    Accuracy of 0.98 in 98 alike clusters is the weak spot: some worlds show one wrong cluster or none.
-    """
+
+WORLDS = [  # clusters, records of each, shares of the labels, accuracy, intra-cluster correlation, measured (macro F1, accuracy)
+    (577, 1, (0.12, 0.6, 0.28), 0.75, 0, (0.932, 0.940)),
+    (60, 5, (0.2, 0.5, 0.3), 0.8, 0.5, (0.960, 0.948)),
+    (98, 17, (0.13, 0.7, 0.17), 0.9, 0.5, (0.950, 0.958)),
+    (98, 5, (0.13, 0.7, 0.17), 0.98, 0.3, (0.965, 0.982)),
+    (30, 20, (0.2, 0.5, 0.3), 0.95, 0.2, (0.950, 0.945)),
+    (15, 4, (0.2, 0.5, 0.3), 0.8, 0.3, (0.967, 0.960)),
+    (8, 10, (0.2, 0.5, 0.3), 0.8, 0.3, (0.962, 0.957)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters,per,shares,accuracy,alike,measured", WORLDS)
+def test_the_intervals_cover_everywhere(clusters, per, shares, accuracy, alike, measured):
+    """600 worlds each (one sigma: 0.009), `measured` being (macro F1, accuracy): never three sigma below it or 0.94."""
     found = law.bootstrap_coverage(clusters, per, shares, accuracy, alike, trials=600)
     for covered, expected in zip(found, measured):
         assert covered >= min(expected, 0.94) - 0.027

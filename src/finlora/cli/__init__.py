@@ -17,7 +17,22 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import FinloraError
-from . import check, doctor, evaluate, export, fidelity, finetune, generate, list, pretrain, quickstart, report, study
+from . import (
+    check,
+    data,
+    doctor,
+    evaluate,
+    export,
+    fidelity,
+    finetune,
+    generate,
+    list,
+    pretrain,
+    quickstart,
+    report,
+    study,
+    xbrl,
+)
 
 ABOUT = """Efficient financial language models: low-rank adapters over quantised bases, measured honestly.
 
@@ -60,8 +75,8 @@ def options(
 
 
 for _module, _panel in (
-    (quickstart, START), (finetune, RUN), (evaluate, RUN), (pretrain, RUN), (generate, RUN), (study, RUN), (export, RUN),
-    (report, LOOK), (fidelity, LOOK), (list, LOOK), (check, LOOK), (doctor, LOOK),
+    (quickstart, START), (finetune, RUN), (evaluate, RUN), (pretrain, RUN), (generate, RUN), (study, RUN), (export, RUN), (xbrl, RUN),
+    (report, LOOK), (fidelity, LOOK), (list, LOOK), (check, LOOK), (doctor, LOOK), (data, LOOK),
 ):  # fmt: skip
     app.command(_module.__name__.rpartition(".")[2], rich_help_panel=_panel)(_module.command)
 

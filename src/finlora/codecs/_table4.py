@@ -12,14 +12,15 @@ compare with that one as integers. Both facts fit in one addend per value of the
 
 so that a weight costs one look-up in a table of 4096 and no branch, and a comparison is exact to the last bit, ties
 included. Two labels, that is one byte of codes, are then looked up at once. Decoding looks a byte up in a table of 256
-pairs and scales once. All is done in slices that stay in the cache, and each operation is shared by PyTorch's own threads
-element by element: the result does not depend on their number.
+pairs and scales once. All is done in slices that stay in the cache, each by one thread (_threads.py): the result does not
+depend on their number.
 
 Shapes: W_OI (out, in); codes (ceil(O*I/2),) uint8; absmax (ceil(O*I/block),) fp32; N weights of a slice, whole blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from ..errors import FinloraError
 from ..linear import check_finite
 from ._room import room
+from ._threads import over_slices
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHUNK = 1 << 24  # weights decoded at a time on an accelerator (encoded: a quarter): scratch of at most some 130 MB
@@ -50,8 +52,8 @@ def bits(block: int, shape: tuple[int, int]) -> float:
 
 
 def slice_size(device: torch.device, block: int, limit: int) -> int:
-    """How many weights to handle at a time: whole blocks, and on a CPU what its threads can keep in their caches."""
-    size = min(limit, SLICE * torch.get_num_threads()) if device.type == "cpu" else limit
+    """How many weights to handle at a time: whole blocks, and on a CPU what a thread can keep in its cache."""
+    size = min(limit, SLICE) if device.type == "cpu" else limit
     return max(block, size // block * block)
 
 
@@ -105,20 +107,8 @@ def _pairs(table: tuple[float, ...], device: torch.device, dtype: torch.dtype) -
         return pairs.view({4: torch.float64, 8: torch.complex128}[dtype.itemsize]).reshape(256).to(device)
 
 
-def _shared(device: torch.device) -> bool:
-    """Whether several CPU threads are to look up: gather shares its rows among them, index_select uses one."""
-    return device.type == "cpu" and torch.get_num_threads() > 1
-
-
-def _index_type(device: torch.device) -> torch.dtype:
-    """The type of index that `_look_up` is fastest with."""
-    return torch.int64 if _shared(device) else torch.int32
-
-
 def _look_up(table: Tensor, index_RC: Tensor, out_RC: Tensor) -> Tensor:
     """table[index], in out_RC."""
-    if _shared(index_RC.device):
-        return torch.gather(table.expand(index_RC.shape[0], -1), 1, index_RC, out=out_RC)
     torch.index_select(table, 0, index_RC.view(-1), out=out_RC.view(-1))
     return out_RC
 
@@ -135,7 +125,7 @@ def label(x_RC: Tensor, steps: Tensor, shift: int, index_RC: Tensor, out_RC: Ten
 def nearest(table: tuple[float, ...], x_RC: Tensor, shift: int) -> Tensor:
     """uint8 like x_RC: the place in `table` of the value nearest to x (fp32, finite); a tie goes to the smaller value."""
     steps, codes = ladder(table, shift, x_RC.device)
-    index_RC = torch.empty_like(x_RC, dtype=_index_type(x_RC.device))
+    index_RC = torch.empty_like(x_RC, dtype=torch.int32)
     index_RC.copy_(label(x_RC, steps, shift, index_RC, torch.empty_like(x_RC, dtype=torch.int32)))
     return _look_up(codes, index_RC, torch.empty_like(x_RC, dtype=torch.uint8))
 
@@ -152,33 +142,39 @@ def encode(table: tuple[float, ...], W_OI: Tensor, block: int) -> tuple[Tensor, 
     absmax = torch.empty(-(-n // block), dtype=torch.float32, device=device)
     steps, byte_of = ladder(table, SHIFT, device)[0], _byte_of(table, device)
     size = min(slice_size(device, block, CHUNK // 4), max(whole, block))
-    scaled = torch.empty(size, dtype=torch.float32, device=device)
-    labels = torch.empty(size, dtype=torch.int32, device=device)
-    index = torch.empty(size, dtype=_index_type(device), device=device)
-    small = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def pack(x_NB: Tensor, out: Tensor) -> None:
-        """The bytes of values within [-1, 1]. B is even."""
-        count, shape = x_NB.numel(), x_NB.shape
-        found = label(x_NB, steps, SHIFT, index[:count].view(shape), labels[:count].view(shape))
-        two = small[:count].copy_(found.view(-1)).view(torch.int16)
-        pairs = index[: count // 2].copy_(two).view(shape[0], -1)
-        _look_up(byte_of, pairs, out.view(pairs.shape))
+    def worker() -> Callable[[int, int], None]:
+        scaled = torch.empty(size, dtype=torch.float32, device=device)
+        labels, index = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
+        small = torch.empty(size, dtype=torch.uint8, device=device)
 
-    for start in range(0, whole, size):
-        stop = min(start + size, whole)
-        part_NB, x_NB = flat[start:stop].view(-1, block), scaled[: stop - start].view(-1, block)
-        if part_NB.dtype != torch.float32:
-            part_NB = x_NB.copy_(part_NB)
-        largest = absmax[start // block : stop // block]
-        torch.amax(torch.abs(part_NB, out=labels[: stop - start].view(torch.float32).view(-1, block)), 1, out=largest)
-        # bitsandbytes multiplies whole blocks by the reciprocal and divides a short one: the last bit can decide a tie
-        torch.mul(part_NB, (1.0 / largest.clamp(min=TINY))[:, None], out=x_NB)
-        pack(x_NB, codes[start // 2 : stop // 2])
+        def pack(x_NB: Tensor, out: Tensor) -> None:
+            """The bytes of values within [-1, 1]. B is even."""
+            count, shape = x_NB.numel(), x_NB.shape
+            found = label(x_NB, steps, SHIFT, index[:count].view(shape), labels[:count].view(shape))
+            two = small[:count].copy_(found.view(-1)).view(torch.int16)
+            pairs = index[: count // 2].copy_(two).view(shape[0], -1)
+            _look_up(byte_of, pairs, out.view(pairs.shape))
+
+        def work(start: int, stop: int) -> None:
+            if start == whole:  # the short block at the end
+                rest = flat[whole:].float()
+                absmax[-1] = rest.abs().amax().clamp(min=TINY)
+                return pack(F.pad(rest / absmax[-1], (0, (n - whole) % 2))[None], codes[whole // 2 :])
+            part_NB, x_NB = flat[start:stop].view(-1, block), scaled[: stop - start].view(-1, block)
+            if part_NB.dtype != torch.float32:
+                part_NB = x_NB.copy_(part_NB)
+            largest = absmax[start // block : stop // block]
+            torch.amax(torch.abs(part_NB, out=labels[: stop - start].view(torch.float32).view(-1, block)), 1, out=largest)
+            # bitsandbytes multiplies whole blocks by the reciprocal and divides a short one: the last bit can decide a tie
+            torch.mul(part_NB, (1.0 / largest.clamp(min=TINY))[:, None], out=x_NB)
+            pack(x_NB, codes[start // 2 : stop // 2])
+
+        return work
+
+    over_slices(whole, size, device, worker)
     if whole < n:
-        rest = flat[whole:].float()
-        absmax[-1] = rest.abs().amax().clamp(min=TINY)
-        pack(F.pad(rest / absmax[-1], (0, (n - whole) % 2))[None], codes[whole // 2 :])
+        worker()(whole, n)
     if not bool(absmax.isfinite().all()):  # NaN and infinity reach the absmax of their block
         check_finite(W_OI.float())
     return codes, absmax
@@ -195,19 +191,25 @@ def decode(
     pairs, absmax = _pairs(table, device, work), absmax.to(work)
     out = room(n, dtype, device)
     size = min(slice_size(device, block, CHUNK), whole)
-    index = torch.empty(size // 2, dtype=_index_type(device), device=device)
-    found = None if dtype == work else torch.empty(size // 2, dtype=pairs.dtype, device=device)
-    for start in range(0, whole, max(size, 1)):
-        stop = min(start + size, whole)
-        half, scale = (stop - start) // 2, absmax[start // block : stop // block, None]
-        index_NH = index[:half].copy_(codes[start // 2 : stop // 2]).view(-1, block // 2)
-        if dtype == work:
-            to = out[start:stop]
-            _look_up(pairs, index_NH, to.view(pairs.dtype).view(index_NH.shape))
-            to.view(-1, block).mul_(scale)
-        else:
-            values_NB = _look_up(pairs, index_NH, found[:half].view(index_NH.shape)).view(work).view(-1, block)
-            out[start:stop].view(-1, block).copy_(values_NB.mul_(scale))
+
+    def worker() -> Callable[[int, int], None]:
+        index = torch.empty(size // 2, dtype=torch.int32, device=device)
+        found = None if dtype == work else torch.empty(size // 2, dtype=pairs.dtype, device=device)
+
+        def one(start: int, stop: int) -> None:
+            half, scale = (stop - start) // 2, absmax[start // block : stop // block, None]
+            index_NH = index[:half].copy_(codes[start // 2 : stop // 2]).view(-1, block // 2)
+            if dtype == work:
+                to = out[start:stop]
+                _look_up(pairs, index_NH, to.view(pairs.dtype).view(index_NH.shape))
+                to.view(-1, block).mul_(scale)
+            else:
+                values_NB = _look_up(pairs, index_NH, found[:half].view(index_NH.shape)).view(work).view(-1, block)
+                out[start:stop].view(-1, block).copy_(values_NB.mul_(scale))
+
+        return one
+
+    over_slices(whole, size, device, worker)
     if whole < n:
         rest = pairs.index_select(0, codes[whole // 2 :].int()).view(work)[: n - whole]
         out[whole:] = rest * absmax[-1]

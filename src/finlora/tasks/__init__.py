@@ -47,7 +47,8 @@ class Source:
 
     hub, revision: the data set's id and commit on the Hugging Face hub ("" where none was verified). finlora: the file in
     FinLoRA's repository. files: split -> file names looked for, in order; `*` stands for shards. whole: names of files
-    that hold all splits -> {split: (first row, end row)}. package: the stem of files inside finlora/embedded/tasks.
+    that hold all splits -> {split: (first row, end row)}. package: the stem of files inside finlora/embedded/tasks. home: the
+    folder of the rows where the user names none.
     rows: split -> rows, where no majority tells them. sha256: file name -> digest (hex) where the upstream file is known to the byte. noncommercial: the licence, or the want
     of one, allows no commercial use; such data are fetched only with --accept-license.
     """
@@ -61,6 +62,7 @@ class Source:
     whole: Mapping[str, Mapping[str, tuple[int, int | None]]] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     package: str = ""
+    home: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     noncommercial: bool = False

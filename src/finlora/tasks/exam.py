@@ -24,27 +24,12 @@ from typing import Any
 from ..errors import FinloraError
 from ..text import Example
 from . import Source, Task, cluster_of, column_of, place_of, text_in
+from ._choice import LETTERS, read_letter
 
-LETTERS = "ABCDEFGHIJ"
 ASK = "Answer the question with the letter of the right choice."
 _COLUMNS = {"text": ("question", "query"), "label": ("answer", "answer_index", "label")}
 _SHARED = ("vignette", "case", "passage", "context")
 _BY_PLACE = re.compile(r"\b(?:above|below|both|neither|either|all of the|none of the|[A-J] (?:and|or|nor) [A-J]|I{1,3} (?:and|or|only)|first two)\b", re.IGNORECASE)
-_LETTER = re.compile(r"\W*(?:the\s+)?(?:(?:correct\s+|final\s+)?(?:answer|choice|option)\s*(?:is\s*:?|:)?\s*)?[(\[*_\"'`]*(?P<letter>[A-Ja-j])(?!\w)(?P<rest>.*)", re.IGNORECASE)
-
-
-def read_letter(text: str, labels: Sequence[str]) -> str | None:
-    """The letter that leads in the first line, or None: for "A or B", and for "A company" or "I think", which are words."""
-    line = next((x for x in text.splitlines() if re.search(r"\w", x)), "")
-    m = _LETTER.match(line)
-    if m is None or m["letter"].upper() not in labels:
-        return None
-    rest = m["rest"]
-    if re.match(r"['’]\w", rest) or (m["letter"] in "AaIi" and re.match(r"\s+(?!is\b|because\b|since\b|as\b|and\b|or\b)\w", rest)):
-        return None
-    if re.match(r"\W*(?:\b(?:or|and)\b\W*|[/,&+]\s*[(\[*]*)(?P<other>[A-Ja-j])(?!\w)", rest, re.IGNORECASE):
-        return None
-    return m["letter"].upper()
 
 
 def order_of(item: str, count: int) -> list[int]:

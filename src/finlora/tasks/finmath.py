@@ -173,7 +173,7 @@ def _task(name: str, published: bool, errata: str, majority: dict[str, tuple[str
         majority=majority,
         metric="numeric",
         max_new=32,
-        floors=("majority",),
+        floors=("majority", "lookup"),
         group="math",
     )
 

@@ -60,6 +60,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
 TASK = Task(
     name="ner",
     group="ner",
+    floors=("lookup",),
     labels=LABELS,
     examples=_examples,
     source=Source(

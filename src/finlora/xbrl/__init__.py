@@ -1,0 +1,1 @@
+"""Filings become facts, and facts become items that cannot be answered without them."""
