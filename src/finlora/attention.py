@@ -8,10 +8,11 @@ a masked row pays the square of the row: for sentences in rows of 2048 tokens th
 Branches let several continuations share one beginning in one forward pass: the labels of a question (generate.choose), the
 examples under one instruction (data.pack).  They attend in one of two ways, whichever costs less: short branches together
 under a mask, long ones each behind a gathered copy of the trunk, in plain causal attention; only keys, values and queries
-are copied, all else is computed once for the trunk.
+are copied, all else is computed once for the trunk.  A line of which only the end is wanted, since another line answers for
+its beginning, asks with that end alone: M L products in place of L^2 / 2.
 
 Shapes: B rows, T positions, H heads, G key/value heads, D head width; N lines (documents, or a trunk with one branch) of
-length at most L in a group.
+length at most L in a group, M of whose positions ask.
 """
 
 from __future__ import annotations
@@ -25,18 +26,39 @@ import torch.nn.functional as F
 from .data import Batch
 
 
+SHORT = 3  # a line asks with its end alone where that is less than one in so many of its positions
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines that attend in one call. index: (N, L) into the B*T positions. mask: (N, 1, M, L), None for plain causal. pos: (N, L).
+    ask: (N, M) the columns that ask, None for all."""
+
+    index: torch.Tensor
+    mask: torch.Tensor | None
+    pos: torch.Tensor
+    ask: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Lines:
+        """The same on that device."""
+        return Lines(*(None if x is None else x.to(device) for x in (self.index, self.mask, self.pos, self.ask)))
+
+
 @dataclass
 class Layout:
     """Where each document of a batch lies.
 
-    groups: (index (N, L) into the B*T positions, mask (N, 1, L, L) or None for plain causal, position (N, L)).
     back: (B*T) into the concatenated groups; a trunk's results are taken from its first branch's line. served: how many attention layers have used it, so that a model that
     drops the layout on its way is caught instead of silently attending across documents.
     """
 
-    groups: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]
+    groups: list[Lines]
     back: torch.Tensor
     served: int = 0
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on that device."""
+        return Layout([g.to(device) for g in self.groups], self.back.to(device))
 
 
 def is_plain(batch: Batch) -> bool:
@@ -46,7 +68,15 @@ def is_plain(batch: Batch) -> bool:
 
 def layout(batch: Batch) -> Layout:
     """The layout of a packed batch, on the batch's device."""
-    device = batch.ids.device
+    return trimmed(whole(batch), batch.ids.device)
+
+
+def _grain(device: torch.device) -> int:
+    return 4 if device.type == "cpu" else 1  # sizes told apart in a doubling: a GPU likes few calls, a CPU little padding
+
+
+def whole(batch: Batch) -> Layout:
+    """The layout in which every line asks with all of itself, on the CPU."""
     doc, branch, pos = (x.cpu().numpy() for x in (batch.doc, batch.branch, batch.pos))
     B, T = doc.shape
     lines: list[tuple[np.ndarray, int, bool]] = []  # positions, how many of them another line answers for, masked
@@ -59,8 +89,7 @@ def layout(batch: Batch) -> Layout:
     back = np.zeros(B * T, np.int64)
     groups, offset = [], 0
     sizes = np.array([len(where) for where, _, _ in lines])
-    grain = 4 if device.type == "cpu" else 1  # sizes told apart in a doubling: a GPU likes few calls, a CPU little padding
-    bucket = 2 * np.ceil(grain * np.log2(np.maximum(sizes, 16))).astype(int) + [masked for _, _, masked in lines]
+    bucket = 2 * np.ceil(_grain(batch.ids.device) * np.log2(np.maximum(sizes, 16))).astype(int) + [masked for _, _, masked in lines]
     for size in np.unique(bucket):
         group = [lines[k] for k in np.flatnonzero(bucket == size)]
         width = max(len(where) for where, _, _ in group)
@@ -72,9 +101,41 @@ def layout(batch: Batch) -> Layout:
         if size % 2:
             b = torch.from_numpy(branch.ravel()[index])
             mask = (b[:, None, :] == 0) | (b[:, None, :] == b[:, :, None])
-            mask = (mask.tril() | torch.eye(width, dtype=torch.bool))[:, None].to(device)  # a row without any key would be nan
-        groups.append((torch.from_numpy(index).to(device), mask, torch.from_numpy(pos.ravel()[index]).to(device)))
-    return Layout(groups, torch.from_numpy(back).to(device))
+            mask = (mask.tril() | torch.eye(width, dtype=torch.bool))[:, None]  # a row without any key would be nan
+        groups.append(Lines(torch.from_numpy(index), mask, torch.from_numpy(pos.ravel()[index])))
+    return Layout(groups, torch.from_numpy(back))
+
+
+def trimmed(where: Layout, device: torch.device) -> Layout:
+    """The layout (of the CPU) without the queries that nothing is taken from, in plain causal lines that ask with less than a third; on that device."""
+    used = torch.zeros(sum(g.index.numel() for g in where.groups), dtype=torch.bool)
+    used[where.back] = True
+    moved = torch.full_like(used, -1, dtype=torch.long)
+    groups: list[Lines] = []
+    offset = size = 0
+    for g in where.groups:
+        N, L = g.index.shape
+        wanted, old = used[offset : offset + N * L].view(N, L), torch.arange(offset, offset + N * L).view(N, L)
+        offset += N * L
+        first, last = wanted.int().argmax(1), L - 1 - wanted.flip(1).int().argmax(1)
+        count = last - first + 1
+        short = wanted.any(1) & (SHORT * count < L) if g.mask is None else torch.zeros(N, dtype=torch.bool)
+        kept = wanted.any(1) & ~short
+        if bool(kept.any()):
+            groups.append(Lines(g.index[kept], None if g.mask is None else g.mask[kept], g.pos[kept]))
+            moved[old[kept].flatten()] = torch.arange(size, size + int(kept.sum()) * L)
+            size += int(kept.sum()) * L
+        bucket = torch.where(short, torch.ceil(_grain(device) * torch.log2(count.clamp(min=8).float())).long(), -1)
+        for kind in bucket[short].unique():
+            rows = (bucket == kind).nonzero()[:, 0]
+            M = int(count[rows].max())
+            column = first[rows, None] + torch.arange(M)
+            ask = column.clamp(max=L - 1)
+            real = column < L
+            moved[old[rows].gather(1, ask)[real]] = torch.arange(size, size + len(rows) * M).view(-1, M)[real]
+            groups.append(Lines(g.index[rows], (torch.arange(L) <= ask[:, :, None])[:, None], g.pos[rows], ask))
+            size += len(rows) * M
+    return Layout(groups, moved[where.back]).to(device)
 
 
 def _lines(where: np.ndarray, branch: np.ndarray) -> list[tuple[np.ndarray, int, bool]]:
@@ -101,16 +162,20 @@ def packed_attention(
     B, H, T, _ = query.shape
     flat = [x.transpose(1, 2).reshape(B * T, x.shape[1], x.shape[3]) for x in (query, key, value)]
     outs = []
-    for index, mask, pos in where.groups:
-        N, L = index.shape
-        q, k, v = (x.index_select(0, index.flatten()).view(N, L, x.shape[1], x.shape[2]).transpose(1, 2) for x in flat)
+    for g in where.groups:
+        (N, L), mask = g.index.shape, g.mask
+        asking = g.index if g.ask is None else g.index.gather(1, g.ask)
+        M = asking.shape[1]
+        q, k, v = (x.index_select(0, i.flatten()).view(*i.shape, x.shape[1], x.shape[2]).transpose(1, 2) for x, i in zip(flat, (asking, g.index, g.index)))
         if k.shape[1] != H:
             k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
         if window is not None and L > window:
-            near = pos[:, :, None] - pos[:, None, :] < window
-            causal = torch.ones(L, L, dtype=torch.bool, device=index.device).tril() if mask is None else mask[:, 0]
-            mask = (near & causal | torch.eye(L, dtype=torch.bool, device=index.device))[:, None]
+            own = g.pos if g.ask is None else g.pos.gather(1, g.ask)
+            near = own[:, :, None] - g.pos[:, None, :] < window
+            causal = torch.ones(L, L, dtype=torch.bool, device=near.device).tril() if mask is None else mask[:, 0]
+            itself = torch.arange(L, device=near.device) == (torch.arange(L, device=near.device)[None] if g.ask is None else g.ask)[:, :, None]
+            mask = (near & causal | itself)[:, None]
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale)
-        outs.append(out.transpose(1, 2).reshape(N * L, H, -1))
+        outs.append(out.transpose(1, 2).reshape(N * M, H, -1))
     where.served += 1
     return torch.cat(outs).index_select(0, where.back).view(B, T, H, -1)

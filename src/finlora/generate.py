@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ import torch
 
 from . import model as models
 from .asking import Asked, Once, ask, even_groups, packs, shared
-from .attention import Layout, layout
+from .attention import Layout, trimmed, whole
 from .data import Batch
 from .errors import FinloraError
 from .loss import Head
@@ -130,13 +131,12 @@ def hidden_shared(model: Model, unfolded: Batch, place: torch.Tensor) -> torch.T
     computed; positions that share a place must have the same tokens from their document's start up to there.
     Raises: model.Unserved for a model that cannot serve packed rows.
     """
-    where = layout(unfolded)
+    where = whole(unfolded)
     n = int(place.max()) + 1
     first = torch.zeros(n, dtype=torch.long)
     first[place[0]] = torch.arange(place.shape[1])  # any of them: all compute the same
     ids, pos = unfolded.ids[:, first].to(model.device), unfolded.pos[:, first].to(model.device)
-    groups = [(place[0][index].to(model.device), None if m is None else m.to(model.device), p.to(model.device)) for index, m, p in where.groups]
-    folded = Layout(groups, where.back[first].to(model.device))
+    folded = trimmed(Layout([replace(g, index=place[0][g.index]) for g in where.groups], where.back[first]), model.device)
     return models.packed_hidden(model, ids, pos, folded)
 
 
