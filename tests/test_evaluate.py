@@ -231,3 +231,33 @@ def test_a_record_read_the_other_way():
 
 def test_file_names():
     assert [file_name(n) for n in ("fpb", "tfns@finlora", "a/b c")] == ["fpb", "tfns-finlora", "a-b-c"]
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [("<think>is it bad?\nno.</think>\npositive", "positive"), ("<think>is it positive", None), ("positive", "positive")],
+)
+def test_a_thought_is_no_part_of_an_answer(model, monkeypatch, said, answer):
+    examples = [e for k, r in enumerate(rows_of(4, 5)) for e in TASK.examples(r, k)]
+    told(monkeypatch, lambda e: e.gold)
+    asked = {}
+
+    def speak(model, some, max_new, stop, *, think, **options):
+        asked.update(max_new=max_new, think=think, stop=stop)
+        return [said for _ in some]
+
+    monkeypatch.setattr(evaluate, "say", speak)
+    records, _ = evaluate_task(model, TASK, examples, how=How(("say",), max_new=5, think=40))
+    assert {r.answer for r in records} == {answer} and records[0].said == said
+    assert asked == {"max_new": 5, "think": 40, "stop": ("\n",)}
+
+
+def test_records_of_before_there_were_shots_go_on(model, data, tmp_path, monkeypatch):
+    told(monkeypatch, lambda e: e.gold)
+    results(model, TASK.name, dir=data, folder=tmp_path)
+    note = tmp_path / "records" / "made-by.json"
+    older = {k: v for k, v in json.loads(note.read_text()).items() if k not in ("shots", "think", "seed")}
+    note.write_text(json.dumps({**older, "stop": ["\n"]}))
+    assert results(model, TASK.name, dir=data, folder=tmp_path)[TASK.name]["computed"] == 0
+    with pytest.raises(FinloraError, match="made with another think"):
+        results(model, TASK.name, dir=data, folder=tmp_path, think=9)

@@ -262,7 +262,7 @@ def evaluate_task(
         examples_per_s=computed / seconds if seconds else None,
         computed=computed,
         template=how.template,
-        cut=_cut(model, examples, how, chosen) if how.too_long == "cut" else 0,
+        cut=_cut(model, task, examples, how, chosen) if how.too_long == "cut" else 0,
     )
     if task.errata:
         told["errata"] = task.errata
@@ -345,13 +345,13 @@ def _unique(task: Task, examples: Sequence[Example]) -> None:
         seen.add(e.id)
 
 
-def _cut(model: models.Model, examples: Sequence[Example], how: How, ways: Sequence[str]) -> int:
+def _cut(model: models.Model, task: Task, examples: Sequence[Example], how: How, ways: Sequence[str]) -> int:
     """How many prompts lost tokens on their left, in one way or the other."""
     count = 0
     for e in examples:
         asked = ask(e, model.tokenizer, how.template) if "choose" in ways else None
         prompt = asked.prompt if asked else render(e, model.tokenizer, False, how.template).ids
-        new = max([how.max_new + how.think if "say" in ways else 1, *(map(len, asked.labels) if asked else ())])
+        new = max([max(how.max_new, task.max_new) + how.think if "say" in ways else 1, *(map(len, asked.labels) if asked else ())])
         count += len(prompt) + new - 1 > model.max_tokens
     return count
 
@@ -369,8 +369,9 @@ def _claim(folder: Path, model: models.Model, how: How, split: str) -> None:
 
     The number of examples is not part of it: more of the same may be graded into the same file.
     """
-    mine = {"model": digest(model), "split": split, **{k: v for k, v in asdict(how).items() if k not in ("limit", "batch_tokens")}}
-    mine = receipt.plain(mine)
+    free = ("limit", "batch_tokens", "encoder", *(() if how.shots else ("seed",)))  # what no record depends on
+    mine = receipt.plain({"model": digest(model), "split": split, **{k: v for k, v in asdict(how).items() if k not in free}})
+    unsaid = receipt.plain(asdict(How()))  # what a note did not say that was made before there was such a setting
     note = folder / "made-by.json"
     if not note.exists():
         if any(folder.glob("*.jsonl")):
@@ -381,8 +382,8 @@ def _claim(folder: Path, model: models.Model, how: How, split: str) -> None:
         other = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         other = None
-    if not isinstance(other, Mapping) or dict(other) != mine:
-        odd = next((k for k in mine if not isinstance(other, Mapping) or other.get(k) != mine[k]), "model")
+    other = {**unsaid, **other} if isinstance(other, Mapping) else {}
+    if odd := next((k for k in mine if other.get(k) != mine[k]), ""):
         what = "made by another model" if odd == "model" else f"made with another {odd}"
         raise FinloraError(f"the records in `{folder}` were {what}", "name another folder, or remove them to grade again")
 

@@ -29,7 +29,7 @@ def command(
         bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")
     ] = False,
 ) -> None:
-    """Grade a model on tasks, with intervals, beside the majority and naive Bayes floors.
+    """Grade a model on tasks, with intervals, beside the floors that a model must beat.
 
     [dim]finlora evaluate -t tone[/dim]
     [dim]finlora evaluate -m finlora/base -a runs/fpb/adapter -t fpb --data data/ --codec nf4[/dim]

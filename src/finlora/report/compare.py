@@ -162,7 +162,7 @@ def _on_task(found: Sequence[Found], task: str) -> str:
     if known and sure:
         bar = max(floor["value"] for floor in known)
         above = sum(r["low"] > bar for r in sure)
-        text += f" The interval of {above} of {_many(len(sure), 'tuned model')} lies above {'the higher floor' if len(known) > 1 else 'that floor'}."
+        text += f" The interval of {above} of {_many(len(sure), 'tuned model')} lies above {'the highest floor' if len(known) > 2 else 'the higher floor' if len(known) > 1 else 'that floor'}."
     return text
 
 

@@ -23,11 +23,30 @@ METRICS = {
     "macro_f1": "macro F1 %",
     "weighted_f1": "weighted F1 %",
     "balanced_accuracy": "balanced accuracy %",
+    "numeric": "right figures %",
+    "token_f1": "token F1 %",
+    "rouge_l": "ROUGE-L %",
+    "entity_f1": "entity F1 %",
+    "exact": "exact %",
+    "bertscore": "BERTScore %",
 }
-FLOORS = {"majority": "majority floor", "naive_bayes": "naive Bayes floor"}
+FLOORS = {
+    "majority": "majority floor", "prior": "prior floor", "naive_bayes": "naive Bayes floor", "nearest": "nearest neighbour floor", "lookup": "look-up floor",
+    "position": "position floor", "longest": "longest option floor", "constant": "constant answer floor", "echo": "echo floor", "nothing": "no answer floor",
+    "dictionary": "dictionary floor",
+}  # fmt: skip
 FLOOR_NOTES = {
     "majority": "always says the commonest label of the training split",
+    "prior": "draws labels by their shares of the training split",
     "naive_bayes": "multinomial naive Bayes over one- and two-word counts",
+    "nearest": "says what the likest training text has (TF-IDF cosine)",
+    "lookup": "looks the question up in train without reading what it is about",
+    "position": "always the place that is most often right",
+    "longest": "always the longest option",
+    "constant": "the training answer that is nearest to all others",
+    "echo": "repeats the question",
+    "nothing": "names no span",
+    "dictionary": "marks the spans that train marks",
 }
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
