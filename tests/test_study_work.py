@@ -214,6 +214,7 @@ def test_a_stopped_study_leaves_nothing_running_and_goes_on(home, blow):
     assert json.loads((home / "runs" / "study.json").read_text(encoding="utf-8"))["failed"] == []
 
 
+@pytest.mark.slow
 def test_slurm_scripts_are_sound_and_do_the_study(home, capsys, monkeypatch):
     short = SMALL.replace("[1e-3, 1e-2]", "[1e-3]").replace("[0, 1]", "[0]").replace("[grid]", "[study]\nbase = true\n[grid]")
     (home / "study.toml").write_text(short, encoding="utf-8")
