@@ -140,7 +140,7 @@ def _task(record: Any) -> dict[str, Any]:
         "labels": [*record.labels],
         "way": record.way,
         "metric": record.metric,
-        "source": {k: v for k, v in (("hub", source.hub), ("revision", source.revision), ("url", source.url), ("finlora", source.finlora)) if v},
+        "source": {k: v for k, v in (("hub", source.hub), ("revision", source.revision), ("url", source.url), ("finlora", source.finlora), ("package", source.package)) if v},
         "files": {split: [*source.names(split)] for split in source.files},
         "sha256": dict(source.sha256),
         "rows": {**{split: n for split, (_, _, n) in record.majority.items()}, **source.rows},

@@ -45,6 +45,7 @@ TASK = Task(
         licence="as the package; figures of public filings",
         files={"train": "filings_train.jsonl", "validation": "filings_val.jsonl", "test": "filings_test.jsonl"},
         package="filings",
+        rows={"train": 600, "validation": 120, "test": 150},
     ),
     max_new=8,
     group="xbrl",
