@@ -261,3 +261,10 @@ def test_records_of_before_there_were_shots_go_on(model, data, tmp_path, monkeyp
     assert results(model, TASK.name, dir=data, folder=tmp_path)[TASK.name]["computed"] == 0
     with pytest.raises(FinloraError, match="made with another think"):
         results(model, TASK.name, dir=data, folder=tmp_path, think=9)
+
+
+def test_an_encoder_that_is_not_there_is_told_before_anything_is_graded(model, data, monkeypatch):
+    asked = told(monkeypatch, lambda e: e.gold)
+    with pytest.raises(FinloraError, match="no encoder in `nowhere`"):
+        results(model, TASK.name, dir=data, encoder="nowhere")
+    assert not asked

@@ -362,6 +362,7 @@ def layers(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[str, str], list[Any]]:
     """{(task, split): its examples} of all that the verb reads."""
     from .rows import read_examples
+    from .tasks import HARNESS
 
     wanted: list[tuple[str, str, int]] = []
     if verb != "evaluate":
@@ -372,7 +373,7 @@ def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[st
                     "data.tasks is empty: there is nothing to learn from", "`finlora list tasks` shows what there is"
                 )
             )
-    graded = [name for name in spec.evaluate.tasks or spec.data.tasks if not name.startswith("lm-eval:")]  # that package checks its own
+    graded = [name for name in spec.evaluate.tasks or spec.data.tasks if not name.startswith(HARNESS)]  # that package checks its own
     wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in graded]
     picked = {
         name: _try(problems, lambda name=name: registry.pick("task", name))

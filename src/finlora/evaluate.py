@@ -176,6 +176,7 @@ def results(
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     if not names:
         raise FinloraError("there is no task to grade on", "`finlora list tasks` shows what there is")
+    encode = opened(encoder)  # before the first is graded, too
     outside = [name for name in names if harness.is_outside(name)]
     asked: dict[str, tuple[Task, list[Example], list[Example]]] = {}
     for name in (n for n in names if n not in outside):  # all are read before the first is graded: a missing file should not cost an hour
@@ -190,7 +191,7 @@ def results(
     for name, (task, bare, examples) in asked.items():
         path = None if folder is None else Path(folder) / "records" / f"{file_name(name)}.jsonl"
         records, told = evaluate_task(model, task, examples, how=how, path=path, progress=progress)
-        told["floors"] = floor_metrics(task, bare, dir, split, limit, train_floors, progress, opened(encoder))
+        told["floors"] = floor_metrics(task, bare, dir, split, limit, train_floors, progress, encode)
         told["records"] = None if path is None else f"records/{path.name}"
         told["data_sha256"] = rows.file_digest(task, split, dir or None)
         told["split"] = split

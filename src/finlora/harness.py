@@ -29,8 +29,8 @@ from .errors import FinloraError
 from .generate import continuations, end_tokens, likelihoods
 from .model import Model
 from .score import Record
+from .tasks import HARNESS
 
-MARK = "lm-eval:"
 MAX_NEW = 256  # tokens of a text where the task names no number, as the harness has it
 MAIN = ("acc_norm", "acc", "exact_match", "f1", "em")  # the figure that says whether an answer is right, the first that is there
 _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature"}
@@ -38,7 +38,7 @@ _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature"}
 
 def is_outside(name: str) -> bool:
     """Whether a task of this name is the harness's own."""
-    return name.startswith(MARK)
+    return name.startswith(HARNESS)
 
 
 def run(
@@ -62,7 +62,7 @@ def run(
     without records. A record's mark is the first of MAIN that the task has.
     Raises: FinloraError where lm-eval is missing, a task is unknown, or data are not at hand.
     """
-    names = [name.removeprefix(MARK) for name in ([tasks] if isinstance(tasks, str) else tasks)]
+    names = [name.removeprefix(HARNESS) for name in ([tasks] if isinstance(tasks, str) else tasks)]
     if not names:
         raise FinloraError("there is no task to grade on", "name some, as in lm-eval:boolq")
     with _quiet(online):
@@ -92,7 +92,7 @@ def graded(
 
     out = {}
     if progress:
-        progress.note(f"lm-evaluation-harness: {', '.join(name.removeprefix(MARK) for name in tasks)}")
+        progress.note(f"lm-evaluation-harness: {', '.join(name.removeprefix(HARNESS) for name in tasks)}")
     for name, found in run(model, tasks, limit, shots, **options).items():
         records, metrics = found["records"], {}
         for metric, told in found["metrics"].items():
@@ -100,7 +100,7 @@ def graded(
             metrics[metric] = {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "n": found["n"], "clusters": found["n"], "how": "the harness's standard error, normal"}
         if len(records) > 1:
             metrics = {"accuracy": dataclasses.asdict(interval(records)), **metrics}
-        out[MARK + name] = records, {
+        out[HARNESS + name] = records, {
             "n": found["n"], "clusters": metrics.get("accuracy", {}).get("clusters", found["n"]), "unreadable": 0, "way": "lm-eval",
             "metric": "accuracy" if "accuracy" in metrics else found["metric"], "metrics": metrics, "floors": {}, "records": None, "split": "lm-eval's own",
             "data_sha256": "", "shots": found["shots"], "version": found["version"], "harness": found["harness"],

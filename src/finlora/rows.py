@@ -77,9 +77,8 @@ def find(task: Task, split: str, dir: str | Path | None = None) -> tuple[list[Pa
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    dir = dir or task.source.home
     if not dir:
-        dir = task.source.home
-    if not dir or str(dir) == "":
         if not task.source.package:
             raise FinloraError(f"the rows of task `{task.name}` do not ship with finlora", "name the folder that holds them: data.dir, or --data DIR")
         root = Path(str(resources.files("finlora").joinpath(*EMBEDDED)))

@@ -9,6 +9,7 @@ of threads.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,21 +23,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads in which PyTorch's operations run alone. `set_num_threads` holds for the thread that calls it, but tells the
     linear algebra library of all: so the caller's own number is set again behind it."""
     if threads not in _POOL:
-        pool = ThreadPoolExecutor(threads, "finlora-codec")
-        ready = [pool.submit(_alone, k) for k in range(threads)]
-        for each in ready:
+        pool, together = ThreadPoolExecutor(threads, "finlora-codec"), threading.Barrier(threads)
+
+        def alone() -> None:
+            torch.set_num_threads(1)
+            together.wait()  # so that every thread takes one of these calls, and none two
+
+        for each in [pool.submit(alone) for _ in range(threads)]:
             each.result()
         torch.set_num_threads(threads)
         _POOL.clear()
         _POOL[threads] = pool
     return _POOL[threads]
-
-
-def _alone(_: int) -> None:
-    import time
-
-    torch.set_num_threads(1)
-    time.sleep(0.01)  # so that every thread of the pool takes one of these calls
 
 
 def over_slices(count: int, step: int, device: torch.device, worker: Callable[[], Callable[[int, int], None]]) -> None:

@@ -31,6 +31,7 @@ from ..text import Example
 
 PLACE = "__place__"  # the key under which rows.py notes "file:line"
 SENTIMENT = ("negative", "neutral", "positive")
+HARNESS = "lm-eval:"  # what stands before the name of a task of lm-evaluation-harness
 CONTEXT_COLUMNS = ("context", "target")
 KINDS = ("label", "choice", "number", "program", "spans", "text")
 NORMS = ("sum", "bytes")

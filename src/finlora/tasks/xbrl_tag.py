@@ -22,7 +22,7 @@ from __future__ import annotations
 from . import Task
 from ._xbrl import built, closed, closed_source, mark_tag, own_source, published, read_option, read_tag, source
 
-_ERRATA = "215 of 2,945 published rows ask for a value; a table of names answers 81.2% without the XML; each fact is asked 5 times"
+_ERRATA = "215 of 2,945 published rows ask for a value; a table of names answers 81% without the XML; each fact is asked 5 times"
 
 TASK = Task(
     name="xbrl_tag",
