@@ -76,7 +76,8 @@ def test_every_section_and_value_is_read(toml):
         ('[train]\nlr = "2e-4"', ['train.lr = "2e-4" in ', "is text", "it must be a number, without quotes: 0.0002"]),
         ("[train]\nbatch = 16.0", ["train.batch = 16.0 in ", "not a whole number", "it must be a whole number: 16"]),
         ("[train]\nbatch = true", ["train.batch = true in ", "is a truth value", "it must be a whole number"]),
-        ('[train]\nrecompute = "True"', ["train.recompute", "it must be true or false: true"]),
+        ('[train]\ncompile = "True"', ["train.compile", "it must be true or false: true"]),
+        ('[train]\nrecompute = "sometimes"', ["train.recompute", "not a choice", "none, full, selective, narrow"]),
         ("[train]\nbatch = 0", ["train.batch = 0 in ", "is out of range", "it must be at least 1"]),
         ("[train]\nlr = nan", ["train.lr = nan in ", "is out of range"]),
         ("[train]\nlr = inf", ["train.lr = inf in ", "is out of range"]),
@@ -314,6 +315,9 @@ def test_a_field_added_later_leaves_the_digest_of_older_runs_alone():
         for f in dataclasses.fields(kind):
             if f.metadata.get("added") or not f.metadata.get("result", True):
                 told[name].pop(f.name, None)
+    for name in ("structure", "parallel"):  # sections that came later
+        assert told.pop(name) == {}
+    assert digest(Spec()).startswith("3f3abdf7e2d2f73b")  # by which the first runs are keyed
     assert digest(Spec()) == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

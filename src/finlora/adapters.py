@@ -95,6 +95,8 @@ def save_adapter(model: Model, folder: str | Path, name: str = "default", replac
         "base": model.name,
         "base_sha256": digest_of(model),
     }
+    if any(f"{key}.A" in held or f"{key}.B" in held for key in model.structured):
+        own["factors"] = True
     files = {MAIN: tensors, OWN: own_tensors, KEPT: model.calibration}
     return write_folder(folder, {**kind, **common_fields(model, set(held), sorted(whole), kind["peft_type"])}, files, own, replace)
 
@@ -232,6 +234,11 @@ def trained_over(folder: str | Path) -> dict[str, Any]:
         kind, options = own.get("codec", "none"), own.get("codec_config", {})
         pick("codec", kind).config(**options)
     return {"kind": kind, **options}
+
+
+def over_factors(folder: str | Path) -> bool:
+    """Whether the adapter stands over the two factors of a low-rank base, each by itself.  Raises: FinloraError for no adapter."""
+    return bool(read_config(folder)[1].get("factors"))
 
 
 def method_of(folder: str | Path) -> tuple[Method, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import registry
+from .check_scratch import pretraining
 from .errors import FinloraError, Problems
 from .fields import read_fields
 from .idle import idle, uncalibrated
@@ -36,7 +37,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
     method = folder = None
     optimizer = _try(problems, lambda: resolve(spec.optimizer)) if verb in ("finetune", "pretrain", "doctor") else None
     if verb == "pretrain":
-        _pretraining(spec, problems)
+        pretraining(spec, problems)
     else:
         codec = _try(problems, lambda: resolve(spec.codec))
         method = _try(problems, lambda: resolve(spec.method)) if verb in ("finetune", "doctor") else None
@@ -442,38 +443,6 @@ def _lengths(
                     )
                 )
                 break
-
-
-def _pretraining(spec: Spec, problems: list[FinloraError]) -> None:
-    from .corpus import files
-
-    if not spec.model.config:
-        problems.append(
-            FinloraError(
-                "model.config is empty: pretraining needs an architecture",
-                'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}',
-            )
-        )
-    for path in _try(problems, lambda: files(spec.data.text)) or ():
-        if not path.stat().st_size:
-            problems.append(FinloraError(f"data.text: `{path}` is empty", "remove it or give another file"))
-    if spec.data.row_tokens < 8:
-        problems.append(
-            FinloraError(
-                f"data.row_tokens = {spec.data.row_tokens}: pretraining cuts documents into rows",
-                "set it to 256 or more",
-            )
-        )
-    if (
-        spec.model.tokenizer not in ("", "train")
-        and not (Path(spec.model.tokenizer).expanduser() / "tokenizer.json").is_file()
-    ):
-        problems.append(
-            FinloraError(
-                f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json",
-                "write `train` to make one from the text",
-            )
-        )
 
 
 def _out(spec: Spec, problems: list[FinloraError]) -> None:

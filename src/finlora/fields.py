@@ -108,7 +108,7 @@ def convert(value: Any, kind: Any, name: str, where: str) -> Any:
     raw = value.raw if isinstance(value, Text) else None
     value = value.value if isinstance(value, Text) else value
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if str in options and raw is not None and not isinstance(value, (str, list)):
+    if str in options and raw is not None and not isinstance(value, (str, list)) and type(value) not in options:
         return raw  # `--set run.out=2024` means the text
     for option in options:
         home = typing.get_origin(option) or option

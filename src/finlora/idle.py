@@ -15,12 +15,13 @@ from .baselines import is_baseline
 from .errors import FinloraError
 from .spec import MethodPart, Spec, as_dict
 
-TEXT = ("model.config", "model.tokenizer", "model.vocab_size", "data.text", "data.sources", "data.exclude_sources", "data.max_tokens", "train.compile")
+TEXT = ("model.config", "model.tokenizer", "model.vocab_size", "data.text", "data.sources", "data.exclude_sources", "data.max_tokens", "train.compile",
+        "structure", "parallel", "data.shards", "data.text_weights", "data.join", "data.dedup", "data.workers")
 WORDS = ("data.row_tokens", "data.max_train", "data.validation")
 UNREAD: dict[str, tuple[str, ...]] = {  # what each verb does not look at; a section's name stands for all of its keys
     "finetune": TEXT,
     "doctor": TEXT,
-    "evaluate": ("method", "optimizer", "calibrate", "train", "log", *TEXT[:-1], *WORDS),
+    "evaluate": ("method", "optimizer", "calibrate", "train", "log", *(key for key in TEXT if key != "train.compile"), *WORDS),
     "pretrain": (
         "codec", "method", "calibrate", "evaluate", "model.name", "model.adapter", "model.online", "model.cache",
         "data.tasks", "data.dir", "data.template", "data.too_long", "data.max_train",

@@ -122,6 +122,11 @@ class Store(nn.Module):
         """x_BTI -> y_BTO = x W^T."""
         return Matmul.apply(x, self)
 
+    @property
+    def size(self) -> int:
+        """Weights that are kept."""
+        return self.shape[0] * self.shape[1]
+
     def nbytes(self) -> int:
         """Bytes of all tensors of the codec."""
         return sum(self._buffers[key].nbytes for key in self.keys)
@@ -195,6 +200,13 @@ class Linear(nn.Module):
             kept = bias.detach() if store is None else bias.detach().to(store.dtype)
             self.bias = nn.Parameter(kept, requires_grad=False)
 
+    @property
+    def size(self) -> int:
+        """Weights of the base: those of the store, or what its sole adapter holds in their place."""
+        if self.store is not None:
+            return self.store.size
+        return sum(p.numel() for p in self.adapters[self.sole].values() if p.is_floating_point()) if self.sole else 0
+
     def attach(self, name: str, method: Method, cfg: Any, params: dict[str, Tensor]) -> None:
         """Add an adapter whose parameters exist already (see `adapt` to draw fresh ones).
 
@@ -256,9 +268,9 @@ class Linear(nn.Module):
         if method.refresh is None:
             return set()
         held, store = self.adapters[name], self.store
-        assert store is not None
         before = {key: p.detach() for key, p in held.items()}
-        after = method.refresh(cfg, before, store.dense(torch.float32), self._place(generator), step, total)
+        W = None if store is None else store.dense(torch.float32)
+        after = method.refresh(cfg, before, W, self._place(generator), step, total)
         if after is None:
             return set()
         assert after.keys() == before.keys(), (after.keys(), before.keys())
@@ -267,6 +279,7 @@ class Linear(nn.Module):
             old = before[EDIT[0]].shape[0]
             assert torch.equal(A[:old], before[EDIT[0]]) and torch.equal(B[:, :old], before[EDIT[1]]), "EDIT was rewritten"
             if A.shape[0] > old:
+                assert store is not None
                 store.put(store.dense(store.dtype) + (B[:, old:] @ A[old:]).to(store.dtype))
         renewed = set()
         for key, value in after.items():
@@ -280,8 +293,8 @@ class Linear(nn.Module):
     def _place(self, generator=None, stats=None, largest=None) -> Place:
         """The place of a method over the weight as it is stored, which encoding again might move (not every codec is a
         projection): it stays what it is."""
-        assert self.store is not None
-        return Place(lambda W: W, self.store.codec.lossless, stats, generator, largest or self.shape)
+        lossless = self.store is None or self.store.codec.lossless
+        return Place(lambda W: W, lossless, stats, generator, largest or self.shape)
 
     def _owns_base(self, name: str, method: Method) -> FinloraError:
         owner = f"adapter `{self.sole}`" if self.sole is not None else f"method `{method.name}`"

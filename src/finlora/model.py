@@ -1,7 +1,6 @@
 """Models: any causal language model of transformers, with its linears on our seam.  The only importer of transformers.
 
-A model is split where memory asks for it: `hidden(model, batch)` gives the last hidden states (B, T, D) and `head(model)`
-the output layer, so that logits are never formed whole.  Packed rows go through transformers' attention interface under
+What a model computes is in forward.py.  Packed rows go through transformers' attention interface under
 the name "finlora"; nothing of transformers is patched.
 
 Which linears are adapted, and how, is wiring.py's business.
@@ -22,18 +21,19 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import attention as packed
-from .data import Batch
+from . import restructure
 from .errors import FinloraError, unknown
+from .forward import Unserved, autocast, compile_body, head, hidden, logits, packed_hidden, recompute
 from .linear import Linear, Route, Stats
-from .loss import Head
 from .registry import pick
+from .sizes import sized
 from .streaming import Empty, Source, is_quantised, place, require_keys
 from .weights import open_checkpoint
 from .wiring import bits_per_weight, find_linears, matches, rewire
 
 __all__ = [
     "BASE", "Model", "Unserved", "autocast", "bits_per_weight", "compile_body", "device_of", "dtype_of", "find_linears",
-    "head", "hidden", "load_encoder", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "packed_hidden", "recompute",
+    "head", "hidden", "load_encoder", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "outline", "packed_hidden", "recompute",
     "rewire", "save", "wrap_tokenizer",
 ]  # fmt: skip
 
@@ -41,16 +41,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 BASE = "finlora/base"
 CACHE = {"auto": None, "on": True, "off": False}  # `model.cache` of a spec as open_model takes it
 FAMILIES = {"llama": "LlamaConfig", "gpt2": "GPT2Config", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "mistral": "MistralConfig"}
-
-
-class Unserved(FinloraError):
-    """The model's layers cannot keep packed examples apart."""
-
-    def __init__(self, kind: str):
-        super().__init__(
-            f"packed rows: {kind} has layers that would see across the examples of a row",
-            "set data.row_tokens = 0 to give each example its own row",
-        )
 
 
 class Model(nn.Module):
@@ -64,6 +54,7 @@ class Model(nn.Module):
         self.body, self.tokenizer, self.name, self.dtype = body, tokenizer, name, dtype
         self.route = Route()
         self.linears: dict[str, Linear] = {}
+        self.structured: dict[str, tuple[Any, Any]] = {}  # linear -> its structure and settings
         self.turned: set[str] = set()  # linears that the family keeps as (in, out)
         self.notes: list[str] = []  # what opening it has to say
         self.also: dict[str, str] = {}  # module of the body -> its parameter that trains whole beside the adapter
@@ -130,6 +121,7 @@ def open_model(
     online: bool = False,
     adapter: str | Path | None = None,
     cache: bool | str | Path | None = None,
+    factors: bool = False,
 ) -> Model:
     """Open a pretrained model, its linears kept by `codec` and, with `method`, adapted.
 
@@ -139,16 +131,20 @@ def open_model(
     adapter: a folder that finlora or PEFT saved; it brings its own method.
     cache: whether the encoded base is kept on disk and mapped from there the next time: None where that is worth it (a
     checkpoint of 64 MB or more), True always, False never, or the folder to keep it in (see weights.py).
+    factors: adapt the two factors of low-rank linears, each by itself, and not their product.
     The weights of a local folder are read, encoded and let go one at a time; full precision is never in memory at once.
     Raises: FinloraError for a folder that is no model, pickled weights, a hub id while offline, a device that is not here.
     """
     where, dev = locate(name, online), device_of(device)
     kind = dtype_of(dtype, dev)
-    body, tokenizer, source = _load(where, kind, dev, online, cache)
-    model = Model(body, tokenizer, name, kind)
     if adapter is not None:
-        from .adapters import adapter_tensors, put_whole, trained_over
+        from .adapters import adapter_tensors, over_factors, put_whole, trained_over
 
+        factors = factors or over_factors(adapter)
+    body, tokenizer, source = _load(where, kind, dev, online, cache, factors)
+    model = Model(body, tokenizer, name, kind)
+    model.structured.update({} if source is None else source.chained)
+    if adapter is not None:
         if codec is None:
             options = trained_over(adapter)
             codec = options.pop("kind")
@@ -189,25 +185,38 @@ def _calibration(adapter: str | Path, codec: str, config: Any) -> Mapping[str, S
 def new_model(config: dict[str, Any], tokenizer: Any, seed: int = 0, *, dtype: str = "auto", device: str = "auto") -> Model:
     """A model from scratch.
 
-    config: `family` (llama, gpt2, qwen2, qwen3, mistral) and that family's own transformers settings.
+    config: `family` (llama, gpt2, qwen2, qwen3, mistral), a `size` by name (sizes.py) or that family's own transformers settings.
     """
-    _quiet()
-    import transformers
-
-    settings = dict(config)
-    family = settings.pop("family", "llama")
-    if family not in FAMILIES:
-        raise unknown("model family", family, FAMILIES, "model.config.family")
-    settings.update(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    _register()
-    made = getattr(transformers, FAMILIES[family])(**settings)
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     dev = device_of(device)
     kind = dtype_of(dtype, dev)
     torch.manual_seed(seed)
-    body = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="finlora")
+    body, family = _fresh(config, vocab_size=len(tokenizer), **ids)
     # Masters stay float32: the compute dtype of a from-scratch run is the business of the training step.
     model = Model(body.to(dev), tokenizer, family, kind)
     return model.eval()
+
+
+def outline(config: dict[str, Any], vocab_size: int) -> nn.Module:
+    """The body of `new_model`, without memory.  Raises: FinloraError for an architecture that is none."""
+    with torch.device("meta"):
+        return _fresh(config, vocab_size=vocab_size, pad_token_id=None)[0]
+
+
+def _fresh(config: dict[str, Any], **ids: Any) -> tuple[nn.Module, str]:
+    _quiet()
+    import transformers
+
+    settings = sized(config)
+    family = settings.pop("family", "llama")
+    if family not in FAMILIES:
+        raise unknown("model family", family, FAMILIES, "model.config.family")
+    _register()
+    try:
+        made = getattr(transformers, FAMILIES[family])(**{**settings, **ids})
+        return transformers.AutoModelForCausalLM.from_config(made, attn_implementation="finlora"), family
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise FinloraError(f"model.config is no {family}: {str(error).splitlines()[0]}", "compare it with the family's settings in transformers") from error
 
 
 def locate(name: str, online: bool = False) -> str:
@@ -243,7 +252,7 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, cache: Any) -> tuple[nn.Module, Any, Source | None]:
+def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, cache: Any, factors: bool = False) -> tuple[nn.Module, Any, Source | None]:
     """(body, tokenizer, where its linears' weights are or None where the body holds them)."""
     _quiet()
     import transformers
@@ -251,7 +260,7 @@ def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, ca
     _register()
     options = {"local_files_only": not online}
     try:
-        body, source = _stream(where, dtype, device, cache) if Path(where).is_dir() else (None, None)
+        body, source = _stream(where, dtype, device, cache, factors) if Path(where).is_dir() else (None, None)
         if body is None:
             body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
@@ -281,7 +290,7 @@ def _whole(where: str, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module
     return body
 
 
-def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any) -> tuple[nn.Module | None, Source | None]:
+def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, factors: bool) -> tuple[nn.Module | None, Source | None]:
     """The body with all its tensors but the weights of its linears, which are to be taken from the source one at a time.
 
     (None, None) where the checkpoint is laid out in a way that only transformers itself knows to read.
@@ -290,7 +299,10 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any) ->
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    checkpoint = open_checkpoint(where)
+    told = restructure.told_of(where)
+    checkpoint = open_checkpoint(where, "structured" if told else "model")
+    if told and checkpoint is None:
+        raise FinloraError(f"model.name: `{where}` lacks its weights, structured.safetensors", "save or copy the model again")
     if checkpoint is None or (Path(where) / "adapter_config.json").is_file():
         return None, None
     config = transformers.AutoConfig.from_pretrained(where, local_files_only=True)
@@ -300,6 +312,8 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any) ->
         for module in body.modules():  # from_pretrained fills tables anew outside the compute dtype, so in float32
             vars(module).pop("_is_hf_initialized", None)
         body.initialize_weights()
+    if told:
+        return body.eval(), restructure.opened(body, checkpoint, told, dtype, device, factors)
     changes = get_model_conversion_mapping(body, add_legacy=False)
 
     def rename(key: str) -> str:
@@ -376,12 +390,16 @@ def _register() -> None:
     AttentionMaskInterface.register("finlora", sdpa_mask)
 
 
-def save(model: Model, folder: str | Path, replace: bool = False) -> None:
+def save(model: Model, folder: str | Path, replace: bool = False, dense: bool = False) -> None:
     """Write the model as a plain Hugging Face folder, its linears dense again with the active adapter merged in.
 
+    A model of structures is written as it is (see restructure.py), or with `dense` multiplied out too.
     Weights are kept in the compute dtype.  Raises: FinloraError where the folder exists or the disk is full.
     """
     from .checkpoint import atomic_folder
+
+    if model.structured and not dense:
+        return restructure.save(model, folder, replace)
 
     atomic_folder(Path(folder), lambda t: _write(model, t), replace)
 
@@ -398,78 +416,3 @@ def _write(model: Model, folder: Path) -> None:
     state = {k: cast.setdefault(v.data_ptr(), v.to(kind)) if v.is_floating_point() else v for k, v in state.items()}
     model.body.save_pretrained(folder, state_dict=state)
     model.tokenizer.save_pretrained(folder)
-
-
-# -- forward ---------------------------------------------------------------------------------------------------------
-
-
-def hidden(model: Model, batch: Batch) -> torch.Tensor:
-    """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each."""
-    with autocast(model):
-        return _hidden(model, batch)
-
-
-def autocast(model: Model) -> torch.autocast:
-    """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
-    apart = set(model.also.values())  # these and adapters are masters too, but what they give is rounded where it leaves them
-    kinds = (p.dtype for name, p in model.body.named_parameters() if name not in apart and ".adapters." not in name)
-    masters = next(kinds, torch.float32 if any(linear.store is None for linear in model.linears.values()) else model.dtype)
-    on = model.dtype == torch.bfloat16 and masters == torch.float32
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on)
-
-
-def _hidden(model: Model, batch: Batch) -> torch.Tensor:
-    if packed.is_plain(batch):
-        model.route.rows = batch.rows
-        call = model.body.base_model if model.compiled is None else model.compiled
-        return call(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return packed_hidden(model, batch.ids, batch.pos, packed.layout(batch), batch.rows)
-
-
-def packed_hidden(model: Model, ids: torch.Tensor, pos: torch.Tensor, where: packed.Layout, rows: list[str | None] | None = None) -> torch.Tensor:
-    """The last hidden states (B, T, D) of tokens at given positions (B, T) that attend as `where` says.
-
-    Raises: Unserved for a model that would let them see across.
-    """
-    model.route.rows = rows
-    base = model.body.base_model
-    if not getattr(base, "_supports_attention_backend", False):
-        raise Unserved(type(base).__name__)
-    # A ready-made 4-D mask keeps transformers from building its own; the attention function never reads it.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-    with autocast(model):
-        out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=where)
-    if where.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
-        raise Unserved(type(base).__name__)
-    return out.last_hidden_state
-
-
-def head(model: Model) -> Head:
-    """The output layer as a value: weight, bias, and the scaling or soft cap that some families put on logits."""
-    out, config = model.body.get_output_embeddings(), model.config
-    scale = 1.0
-    if getattr(config, "logit_scale", None):
-        scale *= config.logit_scale
-    if getattr(config, "logits_scaling", None):
-        scale /= config.logits_scaling
-    return Head(out.weight, getattr(out, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
-
-
-def logits(model: Model, x: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of hidden states (..., D), in float32; for a few positions only."""
-    return head(model).logits(x).float()
-
-
-def recompute(model: Model, on: bool = True) -> None:
-    """Recompute each block's activations in the backward pass instead of keeping them."""
-    name = "activation_checkpointing" if hasattr(model.body, "activation_checkpointing_enable") else "gradient_checkpointing"
-    if on:
-        getattr(model.body, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
-    else:
-        getattr(model.body, f"{name}_disable")()
-
-
-def compile_body(model: Model) -> None:
-    """Compile the body for rows of one document (pretraining); packed rows keep the eager body."""
-    # Not by plain assignment, which would register the compiled body as a second submodule.
-    model.__dict__["compiled"] = torch.compile(model.body.base_model, dynamic=False)

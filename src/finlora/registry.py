@@ -20,6 +20,8 @@ FAMILIES = {  # kind -> (folder, the name under which each file exports its reco
     "codec": ("codecs", "CODEC"),
     "method": ("methods", "METHOD"),
     "optimizer": ("optimizers", "OPTIMIZER"),
+    "structure": ("structures", "STRUCTURE"),
+    "decomposition": ("decompose", "DECOMPOSITION"),
     "task": ("tasks", "TASK"),
 }
 

@@ -6,12 +6,13 @@ token.  The text is held in memory as tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, measure, receipt, runs
+from . import checkpoint, measure, receipt, restructure, runs
 from . import model as models
 from . import spec as specs
 from .corpus import Document, documents
@@ -44,6 +45,8 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     tokenizer = _tokenizer(spec, folder, texts)
     model = models.new_model(spec.model.config, tokenizer, spec.run.seed, dtype=spec.run.dtype, device=spec.run.device)
     model.requires_grad_(True)
+    full = sum(p.numel() for p in model.parameters())
+    structured(model, spec)
     if spec.train.recompute:
         models.recompute(model)
     if spec.train.compile:
@@ -60,11 +63,13 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})
     told["val_bits_per_byte"] = _bits_per_byte(told, held, val_pieces)
+    n = sum(p.numel() for p in model.parameters() if p.requires_grad)
     models.save(model, folder / "model")
     out = receipt.new("pretrain", folder.name, specs.as_dict(spec))
-    n = sum(p.numel() for p in model.parameters())
+    ranks = {name: specs.bare(dataclasses.asdict(cfg)) for name, (_, cfg) in model.structured.items()}
     out.update(
-        model={"name": model.name, "params": n, "trainable": n, "bits_per_weight": models.bits_per_weight(model)},
+        model={"name": model.name, "params": n, "trainable": n, "bits_per_weight": models.bits_per_weight(model), "params_dense": full},
+        structure={"kind": spec.structure.kind, "linears": ranks, "compression": full / n},
         method="pretrain",
         codec="none",
         data=[_described("train", train, train_pieces), _described("validation", held, val_pieces)],
@@ -73,6 +78,17 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     )
     receipt.write(folder / "receipt.json", out)
     return out
+
+
+def structured(model: models.Model, spec: specs.Spec) -> models.Model:
+    """Put the spec's structure in the places of the model's linears; the default kind leaves them as they are.
+
+    Raises: FinloraError for a rank above a linear, or a size that cannot be reached.
+    """
+    if spec.structure.kind == type(spec.structure)().kind:
+        return model
+    plan = restructure.planned(model.body, spec.structure, specs.resolve(spec.structure))
+    return restructure.put(model, plan, spec.run.seed)
 
 
 def _tokenizer(spec: specs.Spec, folder: Path, texts: list[Document]) -> Any:

@@ -1,7 +1,8 @@
-"""The seam's records: what a codec, a method, and PEFT's form of a method are, and what they may know of each other.
+"""The seam's records: what a codec, a structure, a method, and PEFT's form of a method are, and what they may know of each other.
 
-A `Codec` says how frozen numbers are kept; a `Method` says how a frozen base is adapted. Members are one file each under
-codecs/ and methods/; `linear.py` joins one of each. A slot is here because two members need it and a law checks it.
+A `Codec` says how frozen numbers are kept; a `Structure` how trainable numbers make a map; a `Method` how a frozen base is
+adapted. Members are one file each under codecs/, structures/ and methods/; `linear.py` joins a codec and a method,
+`structured.py` brings a structure there. A slot is here because two members need it and a law checks it.
 
 Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in).
 """
@@ -160,6 +161,43 @@ class Method:
     plan: Callable | None = None
     tend: Callable | None = None
     start: str = "base"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How trainable numbers make a linear map. `config` is a frozen dataclass that checks itself.
+
+    init(cfg, n_in, n_out, std, generator) -> fp32 parameters. std: the deviation that a dense weight would be drawn with;
+    the map starts with outputs of the variance that such a weight gives.
+    apply(cfg, params, x_BTI) -> y_BTO; params are masters of any float type, to be computed with in x's.
+    dense(cfg, params) -> W_OI, the same map as one weight; the slot is None where the map is not linear.
+    fit(cfg, W_OI, stats=None) -> the parameters of this structure that are nearest a given weight: in the weight's own norm,
+    or with `stats` in E|x W^T - y|^2; the slot is None where no closed form is known.
+    sized(cfg, n_in, n_out, keep) -> cfg with the most parameters that are no more than keep * n_in * n_out.
+    count(cfg, n_in, n_out) -> trained values. flops(cfg, n_in, n_out) -> multiply-adds of one token's forward pass.
+    groups, refresh(cfg, params, step, total, generator), tend([(cfg, params)], step, total), frozen, undecayed: as those of
+    `Method`; a refreshed structure is the same map.
+    chain(cfg, params) -> (A_RI, B_OR), two weights of which the map is made: B between(A x). between(cfg, z) -> z; where it
+    is None there is nothing between. paper: arXiv number.
+    """
+
+    name: str
+    config: type
+    init: Callable[..., dict[str, Tensor]]
+    apply: Callable[..., Tensor]
+    count: Callable[..., int]
+    flops: Callable[..., int]
+    sized: Callable[..., Any]
+    dense: Callable[..., Tensor] | None = None
+    fit: Callable[..., dict[str, Tensor]] | None = None
+    groups: Callable[..., dict[str, float]] = ones
+    refresh: Callable | None = None
+    tend: Callable | None = None
+    chain: Callable[..., tuple[Tensor, Tensor]] | None = None
+    between: Callable[..., Tensor] | None = None
+    frozen: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
+    paper: str = ""
 
 
 def is_by_shape(method: Method) -> bool:

@@ -6,7 +6,7 @@
 
 The options of a codec, a method or an optimizer are declared in that member's own file: here they are an open table
 (`Part.options`), and `resolve(part)` turns them into the member's config. No torch is needed until then.
-How one value is read and judged is in `fields.py`. Paths are relative to the working folder.
+The sections are in `sections.py`; how one value is read and judged is in `fields.py`. Paths are relative to the working folder.
 """
 
 from __future__ import annotations
@@ -17,198 +17,26 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from . import registry
 from .errors import FinloraError, Problems, unknown
-from .fields import Text, bare, fields_of, read_fields, setting, to_key, to_toml
-
-DEVICE = r"auto|cpu|mps|cuda(:\d+)?"
-TARGETS = "`all-linear`, `attention`, `mlp`, a list of layer names, or `re:` and a regular expression of full names"
-
-
-@dataclass(frozen=True)
-class Run:
-    """[run]: where a run writes and what it runs on."""
-
-    out: str = setting("runs/finlora", "folder that receives everything the run writes", filled=True, result=False)
-    seed: int = setting(0, "seed of every random draw: adapter, order of examples, dropout", low=0, high=2**63 - 1)
-    device: str = setting(
-        "auto", "auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one", match=DEVICE, result=False
-    )
-    dtype: str = setting(
-        "auto",
-        "compute type; auto is bfloat16 where the device has it natively, else float32",
-        choices=("auto", "float32", "bfloat16", "float64"),
-    )
-    overwrite: bool = setting(False, "replace what another run left in the folder", result=False)
-    resume: str = setting(
-        "auto",
-        "auto continues from the last checkpoint of the same spec, never starts again",
-        choices=("auto", "never"),
-        result=False,
-    )
-
-
-@dataclass(frozen=True)
-class Model:
-    """[model]: the base model, or for pretraining its architecture."""
-
-    name: str = setting(
-        "finlora/base", "finlora/base (embedded), a local Hugging Face folder, or a hub id (online only)", filled=True
-    )
-    online: bool = setting(False, "allow a hub id to be downloaded")
-    adapter: str = setting("", "folder of a saved adapter to begin with; it brings its own method")
-    cache: str = setting(
-        "auto",
-        "keep the encoded base on disk and map it the next time: auto does so from 64 MB of weights on",
-        choices=("auto", "on", "off"),
-        result=False,
-    )
-    config: dict[str, Any] = setting({}, "pretraining: the architecture, as {family = 'llama', hidden_size = 256, ...}")
-    tokenizer: str = setting("", "pretraining: folder of a tokenizer, or `train` to make one from the text")
-    vocab_size: int = setting(6144, "pretraining: entries of a tokenizer made from the text", low=256, high=1_000_000)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A member of a family by its name (`kind`), with the options that its own config declares."""
-
-    family: ClassVar[str] = ""
-    kind: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CodecPart(Part):
-    """[codec]: how the frozen base is kept. `finlora list codecs` shows the kinds."""
-
-    family: ClassVar[str] = "codec"
-    kind: str = setting("none", "the codec's name", filled=True)
-
-
-@dataclass(frozen=True)
-class MethodPart(Part):
-    """[method]: how the base is adapted. `finlora list methods` shows the kinds."""
-
-    family: ClassVar[str] = "method"
-    kind: str = setting("lora", "the method's name", filled=True)
-    targets: str | tuple[str, ...] = setting("all-linear", f"the layers that are adapted: {TARGETS}", filled=True)
-    patterns: dict[str, Any] = setting(
-        {}, "settings that differ by layer, the first rule that names it counts: {attention = {rank = 4}, 're:.*down_proj' = {rank = 16}}"
-    )
-    also: tuple[str, ...] = setting(
-        (), "trained whole beside the adapter", choices=("embeddings", "head")
-    )
-
-
-@dataclass(frozen=True)
-class OptimizerPart(Part):
-    """[optimizer]: what turns gradients into steps. `finlora list optimizers` shows the kinds."""
-
-    family: ClassVar[str] = "optimizer"
-    kind: str = setting("adamw", "the optimiser's name", filled=True)
-
-
-@dataclass(frozen=True)
-class Calibrate:
-    """[calibrate]: a look at the training examples before training, for the methods and codecs that begin from one."""
-
-    examples: int = setting(64, "training examples looked at", low=1)
-    codec: str = setting("none", "how the base is kept meanwhile; a lossy codec saves memory on a large base", filled=True)
-
-
-@dataclass(frozen=True)
-class Data:
-    """[data]: what is learned from."""
-
-    tasks: tuple[str, ...] = setting(
-        ("tone",), "tasks whose training examples are mixed; `finlora list tasks` shows them"
-    )
-    weights: tuple[float, ...] = setting(
-        (), "how often each task's training examples count in an epoch (2.5: twice, and half of them a third time); empty: once", added=True
-    )
-    dir: str = setting("", "folder of data files; empty: the sets that ship with the package")
-    text: tuple[str, ...] = setting((), "pretraining: text or jsonl files (field `text`), or folders of them")
-    sources: tuple[str, ...] = setting((), "pretraining: only rows whose `source` is one of these; empty: all")
-    exclude_sources: tuple[str, ...] = setting((), "pretraining: no rows whose `source` is one of these")
-    template: str = setting(
-        "auto", "auto: the tokenizer's chat template if it has one, else plain", choices=("auto", "plain", "chat")
-    )
-    too_long: str = setting(
-        "refuse",
-        "an example longer than the row: refuse it, or cut its context from the left",
-        choices=("refuse", "cut"),
-    )
-    row_tokens: int = setting(
-        2048, "tokens of a packed row; 0: no packing, each example has its own row", low=0, high=1_048_576
-    )
-    max_train: int = setting(0, "training examples of each task; 0: all", low=0)
-    validation: float = setting(0.1, "share of the training examples held out to watch the loss", low=0.0, below=1.0)
-    max_tokens: int = setting(0, "pretraining: tokens of text read; 0: all", low=0)
-
-
-@dataclass(frozen=True)
-class Train:
-    """[train]: the loop. Packing and micro-batches change neither loss nor gradient."""
-
-    epochs: float = setting(3.0, "passes over the training examples", above=0.0)
-    steps: int = setting(0, "optimiser steps; 0: as many as the epochs take", low=0)
-    batch: int = setting(16, "examples of one optimiser step", low=1)
-    micro_rows: int = setting(1, "rows computed at once: memory and speed, not the result", low=1, result=False)
-    lr: float = setting(2e-4, "peak learning rate", above=0.0, high=10.0)
-    min_lr_ratio: float = setting(0.0, "last learning rate as a share of the peak", low=0.0, high=1.0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0, high=10.0)
-    beta1: float = setting(0.9, "decay of Adam's first moment", low=0.0, below=1.0)
-    beta2: float = setting(0.999, "decay of Adam's second moment", low=0.0, below=1.0)
-    eps: float = setting(1e-8, "Adam's epsilon", above=0.0, high=1.0)
-    schedule: str = setting(
-        "cosine", "course of the learning rate after warm-up", choices=("cosine", "linear", "constant")
-    )
-    warmup: float = setting(0.06, "warm-up: share of all steps below 1, number of steps from 1 on", low=0.0)
-    clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0.0)
-    recompute: bool = setting(
-        False, "compute activations again in the backward pass: less memory, more time", result=False
-    )
-    compile: bool = setting(False, "pretraining: torch.compile the model: slow to start, faster after")
-    validate_every: int = setting(0, "steps between two looks at the held-out loss; 0: once an epoch", low=0)
-    patience: int = setting(0, "stop after so many looks without a better held-out loss; 0: never", low=0)
-    checkpoint_every: int = setting(
-        0, "steps between two checkpoints; 0: at each look at the held-out loss", low=0, result=False
-    )
-    keep: int = setting(2, "checkpoints that are kept", low=1, result=False)
-    log_every: int = setting(1, "steps between two lines of log.jsonl", low=1, result=False)
-    max_loss: float = setting(
-        0.0, "a loss above this stops the run, nats per token; 0: four times the first losses", low=0.0
-    )
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """[evaluate]: what the run is graded on when training ends."""
-
-    tasks: tuple[str, ...] = setting((), "tasks; empty: those of [data]")
-    split: str = setting("test", "which part of the data", filled=True)
-    ways: tuple[str, ...] = setting(
-        ("choose", "say"),
-        "choose: the likeliest label; say: what the model writes",
-        choices=("choose", "say"),
-        filled=True,
-    )
-    limit: int = setting(0, "examples of each task; 0: all", low=0)
-    max_new: int = setting(16, "tokens the model may write", low=1)
-    batch_tokens: int = setting(4096, "tokens scored at once", low=64)
-    shots: int = setting(0, "worked examples from the training split before each question", low=0, high=64, added=True)
-    think: int = setting(0, "tokens a reasoning model may think, besides max_new; what stands in <think> is no answer", low=0, added=True)
-    encoder: str = setting("", "folder of the encoder for BERTScore; empty: it is left out", added=True)
-
-
-@dataclass(frozen=True)
-class Log:
-    """[log]: extra logs, each needs its own package."""
-
-    tensorboard: bool = setting(False, "write TensorBoard events into the run folder", result=False)
-    wandb: bool = setting(False, "send the curves to Weights & Biases", result=False)
+from .fields import Text, bare, fields_of, read_fields, to_key, to_toml
+from .sections import (
+    Calibrate,
+    CodecPart,
+    Data,
+    Evaluate,
+    Log,
+    MethodPart,
+    Model,
+    OptimizerPart,
+    Parallel,
+    Part,
+    Run,
+    StructurePart,
+    Train,
+)
 
 
 @dataclass(frozen=True)
@@ -220,16 +48,19 @@ class Spec:
     codec: CodecPart = field(default_factory=CodecPart)
     method: MethodPart = field(default_factory=MethodPart)
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    structure: StructurePart = field(default_factory=StructurePart)
     calibrate: Calibrate = field(default_factory=Calibrate)
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
+    parallel: Parallel = field(default_factory=Parallel)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
 
 
 SECTIONS: dict[str, type] = {
     "run": Run, "model": Model, "codec": CodecPart, "method": MethodPart,
-    "optimizer": OptimizerPart, "calibrate": Calibrate, "data": Data, "train": Train, "evaluate": Evaluate, "log": Log,
+    "optimizer": OptimizerPart, "structure": StructurePart, "calibrate": Calibrate, "data": Data, "train": Train,
+    "parallel": Parallel, "evaluate": Evaluate, "log": Log,
 }  # fmt: skip
 
 
@@ -311,10 +142,13 @@ def digest(spec: Spec) -> str:
     told = as_dict(spec)
     told["method"]["patterns"] = [*told["method"]["patterns"].items()]  # their order counts
     for name, section in SECTIONS.items():
+        fresh = section()
         for f in fields_of(section):
-            unused = f.metadata.get("added") and getattr(getattr(spec, name), f.name) == f.default
+            unused = f.metadata.get("added") and getattr(getattr(spec, name), f.name) == getattr(fresh, f.name)
             if unused or not f.metadata.get("result", True):
                 told[name].pop(f.name, None)
+        if not told[name] and name in ("structure", "parallel"):  # sections that came after runs were made without them
+            told.pop(name)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -370,6 +204,13 @@ def _table(section: Any) -> dict[str, Any]:
 def _crossed(spec: Spec, where: str) -> list[FinloraError]:
     """What no single field can tell."""
     problems = []
+    if spec.structure.keep and spec.structure.compression:
+        problems.append(
+            FinloraError(
+                f"structure.keep = {spec.structure.keep:g} and structure.compression = {spec.structure.compression:g}{where} both set the ranks",
+                "give one of the two",
+            )
+        )
     if spec.train.patience and not spec.data.validation:
         problems.append(
             FinloraError(

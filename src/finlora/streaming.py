@@ -14,7 +14,7 @@ Shapes: W_OI (out, in).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import FinloraError
 from .linear import Codec, Store
 from .registry import pick
+from .structured import Composite
 from .weights import WORTH, Checkpoint, Encoded, cache_root, encode, entry_key, open_encoded, trim
 from .wiring import find_linears
 
@@ -62,8 +63,9 @@ class Source:
     dtype: torch.dtype
     device: torch.device
     cache: bool | str | Path | None = None
-    quantised: dict[str, Store] = field(default_factory=dict)
+    quantised: dict[str, Store | Composite] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    chained: dict[str, Any] = field(default_factory=dict)  # linears in whose place two stand, with their structure
     kept: Encoded | None = None
     read: int = 0  # bytes, since memory was last given back
 
@@ -95,11 +97,13 @@ class Source:
             if why:
                 self.notes.append(f"the encoded base is not kept for the next run: {why}")
 
-    def store(self, name: str, codec: Codec, cfg: Any) -> Store | None:
+    def store(self, name: str, codec: Codec, cfg: Any) -> Store | Composite | None:
         """The linear's weight as it is encoded already, in the checkpoint or in the cache; None where it is in neither."""
         held = self.quantised.get(name)
         if held is not None:
             if not codec.lossless and (held.codec.name, held.cfg) != (codec.name, cfg):
+                if held.codec.lossless:
+                    return held.under(codec, cfg)
                 raise FinloraError(f"{name} is stored as {held.cfg} already and cannot become {cfg}", 'write codec.kind = "none" to keep what is stored')
             return held
         if self.kept is None:
@@ -140,17 +144,20 @@ def place(
     quantised: bool = False,
     cache: Any = None,
     rename: Callable[[str], str] = str,
+    structured: Mapping[str, Composite] | None = None,
 ) -> Source | None:
     """Read all tensors but the weights of the linears into a body made under `Empty`; the source has those.
 
     None where the body and the checkpoint do not correspond name by name. quantised: some linears may be encoded already.
+    structured: the linears that the checkpoint holds as structures.
     rename: what the checkpoint calls a tensor -> what the body does.
     Raises: FinloraError for a checkpoint that lacks tensors, or holds others or of other shapes than the body's.
     """
     where, linears = checkpoint.folder, find_linears(body)
     if any(b.is_meta for b in body.buffers()) or (getattr(body, "_keep_in_fp32_modules_strict", None) and dtype == torch.bfloat16):
         return None
-    keys, unexpected = match(body, checkpoint, [*linears] if quantised else [], rename)
+    whole = structured or {}
+    keys, unexpected = match(body, checkpoint, [*linears] if quantised else [*whole], rename)
     names: dict[int, list[str]] = {}  # a tensor and all that it is called, where it is tied
     for name, tensor in [*body.named_parameters(remove_duplicate=False), *body.named_buffers(remove_duplicate=False)]:
         names.setdefault(id(tensor), []).append(name)
@@ -158,11 +165,12 @@ def place(
     missing = {name for name, t in tensors.items() if not any(n in keys for n in names[id(t)])}
     patterns = getattr(body, "_keys_to_ignore_on_load_missing", None) or ()
     missing = {name for name in missing if tensors[name].is_meta or not any(re.search(p, name) for p in patterns)}
+    missing -= {f"{name}.weight" for name in whole}
     if missing and unexpected:
         return None  # perhaps it is but named otherwise
     require_keys(where, body, missing, unexpected)
     turned = {name for name, module in linears.items() if type(module).__name__ == "Conv1D"}
-    source = Source(checkpoint, {}, turned, dtype, device, cache)
+    source = Source(checkpoint, {}, turned, dtype, device, cache, dict(whole))
     if quantised:
         source.take_quantised(linears, keys)
     for name, tensor in tensors.items():

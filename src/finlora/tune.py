@@ -183,4 +183,4 @@ def _save(model: models.Model, method: Any, folder: Path) -> None:
 
 def _stored(model: models.Model) -> int:
     """Weights that live in stores, which are buffers and not parameters."""
-    return sum(linear.shape[0] * linear.shape[1] for linear in model.linears.values() if linear.store is not None)
+    return sum(linear.store.size for linear in model.linears.values() if linear.store is not None)

@@ -130,13 +130,13 @@ def _damaged(file: Path, what: str) -> FinloraError:
     return FinloraError(f"model.name: `{file}` is not a readable safetensors file: {what}", "fetch or save the checkpoint again")
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint | None:
+def open_checkpoint(folder: str | Path, name: str = "model") -> Checkpoint | None:
     """The tensors of a folder's model.safetensors, or of the files that its index names; None where it has neither.
 
-    Reads the headers alone.  Raises: FinloraError for a file that is missing, cut short or none.
+    name: what the file is called in place of `model`. Reads the headers alone.  Raises: FinloraError for a file that is missing, cut short or none.
     """
     folder = Path(folder)
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
     if single.is_file():
         files: Iterable[Path] = [single]
     elif index.is_file():

@@ -27,6 +27,7 @@ from .errors import FinloraError, unknown
 from .linear import EDIT, Linear, Method, Place, Stats, Store, build
 from .registry import pick
 from .seam import check_over, check_stats, is_by_shape
+from .structured import Composite, as_method
 
 if TYPE_CHECKING:
     from .model import Model
@@ -158,7 +159,10 @@ def rewire(
         read = partial(_weight, module) if source is None else partial(source.weight, name)
         store = None if source is None else source.store(name, c, codec_config)
         try:
-            if store is None:
+            if isinstance(store, Composite) and how is not None and how.trains_base:
+                linear = Linear(None, bias, model.route, store.shape)
+                linear.attach("default", as_method(store.structure), store.how, store.params(torch.float32))
+            elif store is None:
                 linear = build(read(), bias, codec=c, codec_config=codec_config, **place)
             else:
                 linear = _build_over(store, read, bias, **place)
@@ -167,6 +171,8 @@ def rewire(
         parent, _, leaf = name.rpartition(".")
         setattr(model.body.get_submodule(parent), leaf, linear.to(device))
         model.linears[name] = linear
+        if isinstance(store, Composite):
+            model.structured[name] = store.structure, store.how
     model.route.active = "default" if m or saved else None
     train_also(model, also)
     return model
@@ -234,6 +240,8 @@ def _build_over(store: Store, read: Callable[[], torch.Tensor], bias: torch.Tens
             stats = None if place["stats"] is None else place["stats"].on(device, method.needs(place["method_config"]))
             seen = Place(roundtrip, store.codec.lossless, stats, place["generator"], place["largest"] or shape)
             params = method.init(place["method_config"], W, seen)
+        if EDIT[0] in params and isinstance(store, Composite):
+            store.put(torch.empty(0))  # refuses
         if EDIT[0] in params:
             return build(read(), bias, codec=store.codec, codec_config=store.cfg, **{**place, "params": params})
     linear = Linear(store, bias, place["route"], shape)
@@ -309,7 +317,7 @@ def bits_per_weight(model: Model) -> float:
     """Stored bits per weight over the linears (not head, embeddings, norms or adapters), with all metadata."""
     total = bits = 0
     for module in list(model.linears.values()) or list(find_linears(model.body).values()):
-        n = module.weight.numel() if not isinstance(module, Linear) else module.shape[0] * module.shape[1]
+        n = module.size if isinstance(module, Linear) else module.weight.numel()
         kept = getattr(module, "store", None)
         bits += 8 * kept.nbytes() if kept is not None else n * 8 * model.dtype.itemsize
         total += n

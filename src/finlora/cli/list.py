@@ -1,4 +1,4 @@
-"""finlora list methods|codecs|optimizers|tasks"""
+"""finlora list methods|codecs|structures|optimizers|decompositions|tasks"""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 def command(
     family: Annotated[
-        str, typer.Argument(metavar="methods|codecs|optimizers|tasks", help="What to list.", show_default=False)
+        str, typer.Argument(metavar="methods|codecs|structures|optimizers|decompositions|tasks", help="What to list.", show_default=False)
     ],
     json: Annotated[bool, typer.Option("--json", help="As JSON: a list of objects, each with `name`.")] = False,
 ) -> None:
-    """Show what there is: methods, codecs, optimizers or tasks.
+    """Show what there is: methods, codecs, structures, optimizers, decompositions or tasks.
 
     [dim]finlora list codecs[/dim]
     """
@@ -52,7 +52,7 @@ def members(family: str) -> list[dict[str, Any]]:
 
     kind = family.removesuffix("s")
     if kind not in registry.FAMILIES:
-        raise unknown("list", family, ["methods", "codecs", "optimizers", "tasks"])
+        raise unknown("list", family, ["methods", "codecs", "structures", "optimizers", "decompositions", "tasks"])
     out = []
     for name in registry.names(kind):
         record = registry.pick(kind, name)
@@ -123,6 +123,22 @@ def _codec(record: Any) -> dict[str, Any]:
     }
 
 
+def _structure(record: Any) -> dict[str, Any]:
+    return {
+        "paper": record.paper,
+        "linear": record.dense is not None,
+        "fits": record.fit is not None,
+        "factors": record.chain is not None,
+        "refreshes": record.refresh is not None,
+        "tends": record.tend is not None,
+        "options": _options(record.config),
+    }
+
+
+def _decomposition(record: Any) -> dict[str, Any]:
+    return {"paper": record.paper, "needs": [*record.needs], "options": _options(record.config)}
+
+
 def _optimizer(record: Any) -> dict[str, Any]:
     return {
         "paper": record.paper,
@@ -152,7 +168,7 @@ def _task(record: Any) -> dict[str, Any]:
 
 
 _JSON_ONLY = ("source", "files", "sha256", "floor", "noncommercial")  # too long for a table
-_FACTS = {"method": _method, "codec": _codec, "optimizer": _optimizer, "task": _task}
+_FACTS = {"method": _method, "codec": _codec, "structure": _structure, "decomposition": _decomposition, "optimizer": _optimizer, "task": _task}
 _WORDS = {"paired": "for low-rank pairs", "invariant": "independent of the factoring"}
 
 

@@ -1,0 +1,81 @@
+"""What would stop `finlora pretrain`, found before any work is done: part of `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import FinloraError
+from .spec import Spec, resolve
+
+
+def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
+    """Add what is wrong with the texts, the tokenizer, the architecture and the structure in its linears."""
+    from .corpus import files
+
+    if not spec.model.config:
+        problems.append(
+            FinloraError(
+                "model.config is empty: pretraining needs an architecture",
+                'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}, or {family = "gpt2", size = "124m"}',
+            )
+        )
+    given = spec.data.text or not (spec.data.shards and Path(spec.data.shards).expanduser().exists())
+    for path in _try(problems, lambda: files(spec.data.text)) or () if given else ():
+        if not path.stat().st_size:
+            problems.append(FinloraError(f"data.text: `{path}` is empty", "remove it or give another file"))
+    if spec.data.row_tokens < 8:
+        problems.append(
+            FinloraError(
+                f"data.row_tokens = {spec.data.row_tokens}: pretraining cuts documents into rows", "set it to 256 or more"
+            )
+        )
+    if not spec.data.shards:
+        for key, usual in (("text_weights", {}), ("join", False), ("dedup", "none")):
+            if getattr(spec.data, key) != usual:
+                problems.append(FinloraError(f"data.{key} says nothing without data.shards", "name a folder for the tokens: data.shards"))
+    tokenizer = Path(spec.model.tokenizer).expanduser()
+    if spec.model.tokenizer not in ("", "train") and not (tokenizer / "tokenizer.json").is_file():
+        problems.append(
+            FinloraError(
+                f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json",
+                "write `train` to make one from the text",
+            )
+        )
+    if spec.structure.guided and spec.train.patience:
+        problems.append(
+            FinloraError(
+                f"structure.guided = {spec.structure.guided:g} and train.patience = {spec.train.patience}: a run that stops early would keep its guide",
+                "set train.patience to 0",
+            )
+        )
+    if spec.model.config:
+        _try(problems, lambda: _structure(spec, problems))
+
+
+def _structure(spec: Spec, problems: list[FinloraError]) -> None:
+    """Whether the structure fits the architecture; the model is laid out without memory for that."""
+    from .model import outline
+    from .restructure import planned
+
+    part = spec.structure
+    resolved = _try(problems, lambda: resolve(part))
+    body = outline(spec.model.config, spec.model.vocab_size)
+    if resolved and part.kind != type(part)().kind:
+        planned(body, part, resolved)
+    elif part.keep or part.compression or part.guided:
+        problems.append(
+            FinloraError(
+                f'structure.keep, compression and guided say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
+                "choose a structure of `finlora list structures`",
+            )
+        )
+
+
+def _try(problems: list[FinloraError], action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except FinloraError as error:
+        problems += error.problems
+        return None
