@@ -1,4 +1,4 @@
-"""Writes docs/codecs.md, docs/methods.md and docs/tasks.md from the registry: python docs/make_tables.py
+"""Writes docs/codecs.md, docs/methods.md, docs/structures.md and docs/tasks.md from the registry: python docs/make_tables.py
 
 Nothing in the tables is typed by hand. Bits and options are what the code says, errors are computed here with fixed seeds,
 speeds are read from results/cpu/codecs.json (bench/codecs.py writes it) and left out where it lacks a codec.
@@ -51,6 +51,20 @@ What a model can be trained and graded on. Written by `python docs/make_tables.p
 `name@finlora` reads the same rows as FinLoRA (arXiv 2505.19819) published them, for comparison with its numbers alone. Rows are read from
 your copy of the files (`data.dir`); nothing but the shipped tasks comes with the package. **NC**: the licence, or the want of one,
 allows no commercial use. The errata are told in full in the task's own file and in [errata.md](errata.md).
+
+"""
+
+
+STRUCTURES = """# Structures, optimisers, decompositions
+
+What stands in the place of a linear when a model is trained from scratch, what turns its gradients into steps, and how the linears of a
+trained model become narrow ones. Written by `python docs/make_tables.py` from `finlora list`: do not edit. How to use them:
+[pretraining.md](pretraining.md).
+
+## Structures
+
+- **linear**: one weight gives the same map, so the model can be written dense for tools that know no structures.
+- **fits**: it can take over a trained weight. **factors**: it is two linears, each of which can have adapters of its own.
 
 """
 
@@ -222,6 +236,22 @@ def methods_page() -> str:
     return METHODS + table(method_rows())
 
 
+def family_rows(family: str) -> list[dict[str, str]]:
+    """One row a member of a family; the columns are whatever `finlora list` tells."""
+    return [
+        {(family if key == "name" else key): f"`{value}`" if key == "name" else source(value) if key == "paper" else cell(value) for key, value in row.items()}
+        for row in members(f"{family}s")
+    ]
+
+
+def structures_page() -> str:
+    """docs/structures.md."""
+    return (
+        STRUCTURES + table(family_rows("structure")) + "\n## Optimisers\n\n" + table(family_rows("optimizer"))
+        + "\n## Decompositions\n\n" + table(family_rows("decomposition"))
+    )  # fmt: skip
+
+
 def tasks_page() -> str:
     """docs/tasks.md."""
     groups = dict.fromkeys(row["group"] for row in sorted(members("tasks"), key=lambda row: row["group"]))
@@ -232,6 +262,7 @@ def main(folder: Path) -> None:
     """Write the pages into `folder`."""
     (folder / "codecs.md").write_text(codecs_page(), encoding="utf-8")
     (folder / "methods.md").write_text(methods_page(), encoding="utf-8")
+    (folder / "structures.md").write_text(structures_page(), encoding="utf-8")
     (folder / "tasks.md").write_text(tasks_page(), encoding="utf-8")
 
 

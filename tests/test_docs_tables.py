@@ -1,4 +1,4 @@
-"""docs/codecs.md, docs/methods.md and docs/tasks.md say what the code says; `python docs/make_tables.py` writes them anew."""
+"""docs/codecs.md, docs/methods.md, docs/structures.md and docs/tasks.md say what the code says; `python docs/make_tables.py` writes them anew."""
 
 import importlib.util
 import json
@@ -55,6 +55,10 @@ def test_a_codecs_row_is_what_its_code_says(name):
 def test_every_method_has_its_row_and_no_other():
     (main,) = tables("methods.md")
     assert [row["method"].strip("`") for row in main] == [*names("method")], AGAIN
+
+
+def test_every_structure_optimiser_and_decomposition_has_its_row_as_its_file_says():
+    assert (DOCS / "structures.md").read_text(encoding="utf-8") == make_tables.structures_page(), AGAIN
 
 
 def test_every_task_has_its_row_as_its_file_says():

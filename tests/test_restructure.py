@@ -29,7 +29,7 @@ ROW = collate([[Tokens(list(range(5, 29)), [1.0] * 24, "a")]])
 class Part:
     """What a spec's [structure] asks for."""
 
-    targets, patterns, keep, compression, guided = "all-linear", {}, 0.5, 0.0, 0.0
+    targets, patterns, keep, compression, guided, codec = "all-linear", {}, 0.5, 0.0, 0.0, ""
 
     def __init__(self, **changes):
         vars(self).update(changes)
@@ -145,6 +145,19 @@ def test_a_guide_fades_out_and_leaves_the_structure_alone(tokenizer, tmp_path):
     assert torch.equal(guided(lone).apply(cfg, params, x), lone.apply(cfg.inner, inner, x))
     models.save(model, tmp_path / "m")
     assert torch.equal(out(opened(tmp_path / "m")), out(model))
+
+
+@pytest.mark.parametrize("guided_share", [0.0, 0.5])
+def test_trained_as_it_will_be_kept_the_model_is_what_the_codec_gives(guided_share, tokenizer, tmp_path):
+    model = fresh(tokenizer, codec="int8", guided=guided_share)
+    if guided_share:
+        wiring.tend(model, "default", 9, 10)
+    assert (out(model) - out(fresh(tokenizer))).abs().max() > 1e-3  # rounding shows
+    step(model, [ROW])
+    linear = next(iter(model.linears.values()))
+    assert linear.adapters["default"]["A"].grad.abs().max() > 0
+    models.save(model, tmp_path / "m")
+    assert (out(opened(tmp_path / "m", codec="int8")) - out(model)).abs().max() < 1e-5
 
 
 def test_a_plan_hits_its_target(tokenizer):

@@ -64,10 +64,10 @@ def _structure(spec: Spec, problems: list[FinloraError]) -> None:
     body = outline(spec.model.config, spec.model.vocab_size)
     if resolved and part.kind != type(part)().kind:
         planned(body, part, resolved)
-    elif part.keep or part.compression or part.guided:
+    elif part.keep or part.compression or part.guided or part.codec:
         problems.append(
             FinloraError(
-                f'structure.keep, compression and guided say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
+                f'structure.keep, compression, guided and codec say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
                 "choose a structure of `finlora list structures`",
             )
         )

@@ -108,8 +108,7 @@ def _open(spec: specs.Spec, seed: int) -> models.Model:
     )  # fmt: skip
     if spec.model.adapter:
         adapters.train_adapter(model)
-    if spec.train.recompute:
-        models.recompute(model)
+    models.recompute(model, spec.train.recompute)
     return model
 
 

@@ -12,6 +12,7 @@ Shapes: x_BTI (batch, tokens, in; any leading dimensions), y_BTO, W_OI (out, in)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .seam import (
     check_over,
     check_stats,
     edited,
+    is_by_shape,
     nothing,
     ones,
     over_original,
@@ -251,9 +253,13 @@ class Linear(nn.Module):
             raise self._owns_base(name, method)
         check_over(method, store.codec)
         check_stats(method.name, method.needs(cfg), stats)
-        W = store.dense(torch.float32)
+        where = next(store.buffers()).device
+        W = torch.full((), torch.nan, device=where).expand(store.shape) if is_by_shape(method) else store.dense(torch.float32)
         seen = None if stats is None else stats.on(W.device, method.needs(cfg))
-        params = method.init(cfg, W, self._place(generator, seen, largest))
+        place = self._place(generator, seen, largest)
+        if is_by_shape(method):
+            place = replace(place, roundtrip=lambda V: store.dense(torch.float32) if V is W else V)
+        params = method.init(cfg, W, place)
         if EDIT[0] in params:
             raise self._owns_base(name, method)
         self.attach(name, method, cfg, params)
@@ -342,7 +348,7 @@ class Linear(nn.Module):
         if name not in self.how:
             raise unknown("adapter", name, self.how)
         method, cfg = self.how[name]
-        params = {key: p.to(dtype) for key, p in self.adapters[name].items()}
+        params = {key: p.to(dtype) if p.is_floating_point() else p for key, p in self.adapters[name].items()}
         return method.merge(cfg, params, base)
 
     def extra_repr(self) -> str:

@@ -61,6 +61,7 @@ class _TokenSums(torch.autograd.Function):
         g_b = torch.zeros_like(b_V, dtype=wide) if wants_b else None
         W = W_VD.to(h_ND.dtype)
         for k in range(0, len(h_ND), chunk):
+            z = g = narrow = None  # frees the last chunk before the next is made
             h, target, weight = h_ND[k : k + chunk], target_N[k : k + chunk], weight_N[k : k + chunk].to(wide)
             z = (h @ W.T).to(wide)
             if b_V is not None:

@@ -211,6 +211,8 @@ def _fresh(config: dict[str, Any], **ids: Any) -> tuple[nn.Module, str]:
     family = settings.pop("family", "llama")
     if family not in FAMILIES:
         raise unknown("model family", family, FAMILIES, "model.config.family")
+    if family == "gpt2":  # the same function as its `gelu_new`, in one kernel: 43% less is kept for the backward pass
+        settings.setdefault("activation_function", "gelu_pytorch_tanh")
     _register()
     try:
         made = getattr(transformers, FAMILIES[family])(**{**settings, **ids})
@@ -386,8 +388,13 @@ def _register() -> None:
         out = packed.packed_attention(query, key, value, finlora_layout, options.get("scaling"), options.get("dropout") or 0.0, options.get("sliding_window"))
         return out, None
 
+    def mask(*given, **options):  # under torch.compile transformers always builds a (T, T) mask, which keeps flash attention away
+        plain = options.get("attention_mask") is None and not options.get("use_vmap") and options["q_length"] == options["kv_length"]
+        near = options.get("local_size") is None or options["kv_length"] <= options["local_size"]
+        return None if plain and near and torch.compiler.is_compiling() else sdpa_mask(*given, **options)
+
     AttentionInterface.register("finlora", attend)
-    AttentionMaskInterface.register("finlora", sdpa_mask)
+    AttentionMaskInterface.register("finlora", mask)
 
 
 def save(model: Model, folder: str | Path, replace: bool = False, dense: bool = False) -> None:

@@ -69,7 +69,9 @@ def make(model: Model, settings: Settings, optimizer: str | tuple[Any, Any] | No
     """
     record, config = optimizer if isinstance(optimizer, tuple) else (pick("optimizer", optimizer or "adamw"), None)
     table = multipliers(model)
-    spared = {id(params[key]) for method, _, params in adapted(model) for key in method.undecayed if key in params}
+    spared = {
+        id(params[key]) for method, own, params in adapted(model) for key in getattr(own, "undecayed", method.undecayed) if key in params
+    }
     inner = {id(p) for _, _, params in adapted(model) for p in params.values()}
     groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.trainable().items():

@@ -32,7 +32,7 @@ from .linear import Linear, Store
 from .registry import pick
 from .seam import Structure
 from .streaming import Source, place
-from .structured import Chain, Composite, Guided, as_method, guided, settled
+from .structured import Chain, Composite, Guided, Rounded, as_method, guided, rounded, settled
 from .weights import Checkpoint
 from .wiring import changed, find_linears, generator_of, matches, shape_of
 
@@ -130,6 +130,12 @@ def planned(body: nn.Module, part: Any, resolved: tuple[Structure, Any]) -> Plan
     )
     if part.guided:
         held = {name: (guided(structure), Guided(cfg, part.guided)) for name, (structure, cfg) in held.items()}
+    if part.codec:
+        codec = pick("codec", part.codec)
+        how = codec.config()
+        if codec.needs(how):
+            raise FinloraError(f'structure.codec = "{part.codec}" encodes by calibration, which factors in training do not have', "choose another codec")
+        held = {name: (rounded(structure), Rounded(cfg, codec, how)) for name, (structure, cfg) in held.items()}
     return held
 
 
@@ -184,6 +190,25 @@ def freeze(model: Model, codec: str = "none", codec_config: Any = None) -> Model
 def _stand(body: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(body.get_submodule(parent), leaf, module)
+
+
+def values(model: Model) -> int:
+    """Trained values of a model that is being trained, without guides: what it will hold."""
+    inside = {id(p) for name in model.structured for p in model.linears[name].adapters.parameters()}
+    others = sum(p.numel() for p in model.trainable().values() if id(p) not in inside)
+    return others + sum(s.count(cfg, *reversed(model.linears[name].shape)) for name, (s, cfg) in model.structured.items())
+
+
+def multiply_adds(model: Model, row_tokens: int) -> int:
+    """Multiply-adds of one token's forward pass in a row of `row_tokens`: linears, output layer and causal attention."""
+    inside = 0
+    for name, linear in model.linears.items():
+        structure, cfg = model.structured.get(name, (None, None))
+        n_out, n_in = linear.shape
+        inside += n_out * n_in if structure is None else structure.flops(cfg, n_in, n_out)
+    inside += sum(math.prod(shape_of(module)) for module in find_linears(model.body).values())
+    head, config = model.body.get_output_embeddings().weight, model.config
+    return inside + head.numel() + config.num_hidden_layers * config.hidden_size * row_tokens
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------

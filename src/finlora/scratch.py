@@ -47,8 +47,8 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     model.requires_grad_(True)
     full = sum(p.numel() for p in model.parameters())
     structured(model, spec)
-    if spec.train.recompute:
-        models.recompute(model)
+    if (said := models.recompute(model, spec.train.recompute)) and progress:
+        progress.note(f"note: {said}")
     if spec.train.compile:
         models.compile_body(model)
     held, train = _split(texts, spec.data.validation)
@@ -63,12 +63,14 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     )  # fmt: skip
     told.update({k: v for k, v in meter.read().items() if k != "seconds"})
     told["val_bits_per_byte"] = _bits_per_byte(told, held, val_pieces)
-    n = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n = restructure.values(model)
+    work = restructure.multiply_adds(model, spec.data.row_tokens)
     models.save(model, folder / "model")
     out = receipt.new("pretrain", folder.name, specs.as_dict(spec))
     ranks = {name: specs.bare(dataclasses.asdict(cfg)) for name, (_, cfg) in model.structured.items()}
     out.update(
-        model={"name": model.name, "params": n, "trainable": n, "bits_per_weight": models.bits_per_weight(model), "params_dense": full},
+        model={"name": model.name, "params": n, "trainable": n, "bits_per_weight": models.bits_per_weight(model), "params_dense": full,
+               "forward_multiply_adds": work},
         structure={"kind": spec.structure.kind, "linears": ranks, "compression": full / n},
         method="pretrain",
         codec="none",

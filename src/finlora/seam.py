@@ -176,7 +176,7 @@ class Structure:
     sized(cfg, n_in, n_out, keep) -> cfg with the most parameters that are no more than keep * n_in * n_out.
     count(cfg, n_in, n_out) -> trained values. flops(cfg, n_in, n_out) -> multiply-adds of one token's forward pass.
     groups, refresh(cfg, params, step, total, generator), tend([(cfg, params)], step, total), frozen, undecayed: as those of
-    `Method`; a refreshed structure is the same map.
+    `Method`; a refreshed structure is the same map. Settings that have an `undecayed` of their own go before the record's.
     chain(cfg, params) -> (A_RI, B_OR), two weights of which the map is made: B between(A x). between(cfg, z) -> z; where it
     is None there is nothing between. paper: arXiv number.
     """

@@ -110,6 +110,7 @@ class StructurePart(Part):
     compression: float = setting(
         0.0, "by how much the whole model is to be smaller, which sets all ranks: 2.64; 0: as keep or the rank says", low=0.0, high=1000.0, added=True
     )
+    codec: str = setting("", "train as it will be kept: the factors are rounded by this codec in every forward pass; empty: they are not", added=True)
     guided: float = setting(0.0, "share of the steps over which a dense guide beside the structure fades out; 0: none", low=0.0, high=0.9, added=True)
 
 

@@ -4,6 +4,8 @@
                               and resuming are those of every method
     guided(structure, share)  the same with a dense guide: y = a x W^T + (1 - a) S(x), a from 1 to 0 by a cosine over the
                               first share of the steps; what is left is S alone (Wei et al. 2024, 2407.09835)
+    rounded(structure)        quantisation-aware: every matrix is rounded in the forward pass as a codec will keep it, and its gradient
+                              passes through as if it were not (straight-through, Bengio et al. 2013, 1308.3432)
     Composite                 frozen: each matrix of the structure under a codec, to adapters what a `Store` is
     Chain                     the two narrow linears that a low-rank map is made of, where each is to have adapters of its own
 
@@ -129,6 +131,54 @@ def guided(structure: Structure) -> Structure:
     )  # fmt: skip
 
 
+# -- rounded as it will be kept ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """inner: the structure's own settings. codec, how: the record and settings by which its matrices will be kept."""
+
+    inner: Any
+    codec: Codec
+    how: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+@functools.cache
+def rounded(structure: Structure) -> Structure:
+    """The structure computed from matrices as a codec gives them back; its settings are `Rounded`."""
+
+    def through(cfg: Rounded, params: Any) -> dict[str, Tensor]:
+        out = dict(params)
+        for key, p in params.items():
+            if p.is_floating_point() and p.dim() == 2:
+                kept = p.detach().float()
+                back = cfg.codec.decode(cfg.how, cfg.codec.encode(cfg.how, kept), tuple(p.shape), torch.float32)
+                out[key] = p + (back.to(p.dtype) - p).detach()
+        return out
+
+    def apply(cfg, params, x):
+        return structure.apply(cfg.inner, through(cfg, params), x)
+
+    def tend(pairs, step, total):
+        structure.tend([(cfg.inner, params) for cfg, params in pairs], step, total)
+
+    def inner(slot: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda cfg, *rest: slot(cfg.inner, *rest)
+
+    return replace(
+        structure, config=Rounded, init=inner(structure.init), apply=apply, groups=inner(structure.groups), fit=None, chain=None,
+        between=None, tend=tend if structure.tend else None, refresh=inner(structure.refresh) if structure.refresh else None,
+        count=inner(structure.count), flops=inner(structure.flops),
+        sized=lambda cfg, *rest: replace(cfg, inner=structure.sized(cfg.inner, *rest)),
+        dense=(lambda cfg, params: structure.dense(cfg.inner, through(cfg, params))) if structure.dense else None,
+    )  # fmt: skip
+
+
 def fade(step: int, total: int, share: float) -> float:
     """The guide's weight at a step (0-based) of `total`: a cosine from 1 to 0 over the first `share` of them."""
     last = share * total
@@ -140,6 +190,8 @@ def settled(structure: Structure, cfg: Any, params: dict[str, Tensor]) -> tuple[
 
     Raises: FinloraError where the guide still has a part in the map.
     """
+    if isinstance(cfg, Rounded):
+        cfg = cfg.inner
     if not isinstance(cfg, Guided):
         return cfg, params
     if float(params[ALPHA]):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import registry
+from .errors import FinloraError
 from .linear import EDIT, Linear, Method, Route, Stats, build, over_original
 
 O, I = 32, 48
@@ -64,6 +65,8 @@ def pair(
     A, B = params.get("A"), params.get("B")
     if A is None or B is None or {"A", "B"} & set(method.frozen) or A.ndim != 2 or B.shape[1:] != A.shape[:1]:
         return None
+    if method.to_lora is None and method.trains_base:
+        return _product(method, config, params)
     if method.to_lora is None:
         return A, B, getattr(config, "alpha", 1.0) / getattr(config, "rank", 1.0)
     own_A, own_B, scale = method.to_lora(config, params)
@@ -71,6 +74,21 @@ def pair(
         return A, B, float(scale)
     led = _leading(method, config, params)
     return None if led is None else (A, B, led)
+
+
+def _product(method: Method, config: Any, params: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+    """(A, B, s) where the whole weight is s B A and what knows nothing of them; None where it is not, or the map is not linear."""
+    A, B = params["A"], params["B"]
+    draw = torch.Generator().manual_seed(0)
+    A2, B2 = (torch.rand(p.shape, generator=draw).to(p) + 0.5 for p in (A, B))
+    empty = A.new_zeros(len(B), A.shape[1])
+    try:
+        whole, rest = (method.merge(config, {**params, "A": A2, "B": b}, empty) for b in (B2, torch.zeros_like(B2)))
+    except FinloraError:
+        return None
+    ratio = ((whole - rest) / (B2 @ A2)).double()
+    s = float(ratio.median())
+    return (A, B, s) if torch.allclose(ratio, ratio.new_tensor(s), rtol=1e-4, atol=0) else None
 
 
 def _leading(method: Method, config: Any, params: dict[str, torch.Tensor]) -> float | None:

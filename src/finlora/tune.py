@@ -62,8 +62,8 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         baselines.wrap(model, spec.method.kind.removeprefix(baselines.MARK), method_config, spec.method.targets, spec.run.seed)
     if spec.model.adapter:
         adapters.train_adapter(model)
-    if spec.train.recompute:
-        models.recompute(model)
+    if (said := models.recompute(model, spec.train.recompute)) and progress:
+        progress.note(f"note: {said}")
     train, held, told_data = words(spec, model)
     if progress:
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")

@@ -19,6 +19,7 @@ from .. import __version__
 from ..errors import FinloraError
 from . import (
     check,
+    compress,
     data,
     doctor,
     evaluate,
@@ -75,7 +76,7 @@ def options(
 
 
 for _module, _panel in (
-    (quickstart, START), (finetune, RUN), (evaluate, RUN), (pretrain, RUN), (generate, RUN), (study, RUN), (export, RUN), (xbrl, RUN),
+    (quickstart, START), (finetune, RUN), (evaluate, RUN), (pretrain, RUN), (compress, RUN), (generate, RUN), (study, RUN), (export, RUN), (xbrl, RUN),
     (report, LOOK), (fidelity, LOOK), (list, LOOK), (check, LOOK), (doctor, LOOK), (data, LOOK),
 ):  # fmt: skip
     app.command(_module.__name__.rpartition(".")[2], rich_help_panel=_panel)(_module.command)

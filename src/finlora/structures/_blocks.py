@@ -3,11 +3,11 @@
     W_hg = L_hg R_hg,   y_h = sum_g L_hg (R_hg x_g)
 
 The inputs are cut into G runs and the outputs into H. The first matrix maps each run of inputs to rank values for each
-run of outputs, the permutation brings those together, the second matrix maps them out. Both are kept as plain matrices, block
-above block, so that codecs take them as any other.
+run of outputs, the permutation brings those together, the second matrix maps them out. Both are kept as plain matrices,
+block above block, so that codecs take them as any other.
 
-Shapes: x (..., I), y (..., O), W_OI, R (G*H*T, I/G) with rows ordered (g, h, t), L (O, G*T) with rows ordered (h, o) and columns
-(g, t); T the rank; C_II.
+Shapes: x (..., I), y (..., O), W_OI, R (G*H*T, I/G) with rows ordered (g, h, t), L (O, G*T) with rows ordered (h, o)
+and columns (g, t); T the rank; C_II.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def check_number(name: str, value: object, least: float, above: bool, hint: str 
     """Raises: FinloraError unless the field's value is a finite number of at least `least` (above: or larger than it)."""
     real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not real or value < least or (above and value == least):
-        raise FinloraError(f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value!r}", hint)
+        bound = "above" if above else "of at least"
+        raise FinloraError(f"{name} must be a finite number {bound} {least:g}, got {value!r}", hint)
 
 
 def check_keep(keep: object) -> None:

@@ -2,16 +2,17 @@
 
     y_h = sum_g L_hg (R_hg x_g),   x and y in `blocks` runs each;   blocks * rank (in + out) values for in * out
 
-Source: Monarch, 2204.00595; as layers of language models, BlockShuffle of Wei et al., 2407.09835. Each of the blocks^2 blocks of
-W is a product of `rank`, so at the size of a low-rank map of rank r = blocks * rank the whole may have the rank blocks * r.
-Monarch's own case is rank 1 with about sqrt(in) blocks. Its last permutation, which only renames the outputs, is left out.
-Both matrices begin Gaussian with deviation (std^2 / rank)^(1/4), which gives W a dense layer's variance.
+Source: Monarch, 2204.00595; as layers of language models, BlockShuffle of Wei et al., 2407.09835. Each of the blocks^2
+blocks of W is a product of `rank`, so at the size of a low-rank map of rank r = blocks * rank the whole may have the
+rank blocks * r. Monarch's own case is rank 1 with about sqrt(in) blocks. Its last permutation, which only renames the
+outputs, is left out. Both matrices begin Gaussian with deviation (std^2 / rank)^(1/4), which gives W a dense layer's
+variance.
 
-lr_scale = "fan_in": R learns at blocks / 2 times the rate, L at in / (2 blocks rank) times it. Muon would make R and L orthogonal each
-as one matrix, not block by block.
+lr_scale = "fan_in": R learns at blocks / 2 times the rate, L at in / (2 blocks rank) times it. Muon would make R and L
+orthogonal each as one matrix, not block by block.
 
-Fit: without statistics each block's truncated SVD (the Monarch projection, exact). With them no closed form is known for both
-matrices; L is exact for an R of the blocks' own, and the result no worse than the projection (`_blocks.fit`).
+Fit: without statistics each block's truncated SVD (the Monarch projection, exact). With them no closed form is known
+for both matrices; L is exact for an R of the blocks' own, and the result no worse than the projection (`_blocks.fit`).
 
 Shapes: x (..., I), y (..., O), W_OI, R (G*G*T, I/G), L (O, G*T) with G = blocks and T = rank, see `_blocks.py`.
 """

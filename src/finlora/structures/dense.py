@@ -50,7 +50,10 @@ def sized(cfg: Dense, n_in: int, n_out: int, keep: float) -> Dense:
     """Itself. Raises: FinloraError where less than the whole is to be kept."""
     _factors.check_keep(keep)
     if keep < 1:
-        raise FinloraError(f"keep = {keep:g} is less than structure `dense` has, which is all of a linear", "keep 1, or choose a structure such as lowrank")
+        raise FinloraError(
+            f"keep = {keep:g} is less than structure `dense` has, which is all of a linear",
+            "keep 1, or choose a structure such as lowrank",
+        )
     return cfg
 
 

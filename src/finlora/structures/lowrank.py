@@ -2,27 +2,28 @@
 
     y = (x A^T) B^T,   A (rank, in), B (out, rank);   rank (in + out) values for in * out
 
-Source: FinGPT-HPC, 2402.13533, which tells neither ranks nor starts. How A and B begin (`init`), std being the deviation that
-a dense weight would be drawn with:
+Source: FinGPT-HPC, 2402.13533, which tells neither ranks nor starts. How A and B begin (`init`), std being the
+deviation that a dense weight would be drawn with:
 
     auto      both Gaussian with deviation (std^2 / rank)^(1/4): entries of B A have deviation std
     spectral  B = U sqrt(S), A = sqrt(S) V^T of the leading singular directions of a drawn dense weight (Khodak et al.,
-              2105.01029); its SVD takes seconds from a width of 1000 on
+              2105.01029); needs that weight's SVD, 3 s at a width of 1024 on two cores
     xavier    each Gaussian with variance 2 / (ins + outs) of its own (LORO)
     cola      both Gaussian with deviation rank^(-1/4) (in + out)^(-1/4) (2502.10940)
 
 Only auto knows std; what spectral cuts off is missing from the outputs. So with variance = "dense" both factors are
-multiplied by one number that gives B A the mean square std^2 (cola is then auto), and with "paper" they stay as written.
-No factor begins at zero, as in LoRA one does: without a weight beside it such a layer gives nothing, and the poor figures of
-low-rank baselines in the literature are put down to it.
+multiplied by one number that gives B A the mean square std^2 (cola is then auto), and with "paper" they stay as
+written. No factor begins at zero, as in LoRA one does: without a weight beside it such a layer gives nothing, and the
+poor figures of low-rank baselines in the literature are put down to it.
 
-frobenius, lambda: the gradient of lambda / 2 |B A|^2 is added to the factors' own, exactly and at the cost of O(rank^2 (in +
-out)); the factors are then spared weight decay, whose place it takes (2105.01029). refactor: every that many steps
-the factors of the same product are balanced anew (B = U sqrt(S), A = sqrt(S) V^T), their moments dropped and the rate warmed
-up over `rewarm` steps (Glentis et al., 2505.22922). lr_scale = "fan_in": A learns at half the rate, B at in / (2 rank) times it.
+frobenius, lambda: the gradient of lambda / 2 |B A|^2 is added to the factors' own, exactly and at the cost of O(rank^2
+(in + out)); the factors are then spared weight decay, whose place it takes (2105.01029). refactor: every that many
+steps the factors of the same product are balanced anew (B = U sqrt(S), A = sqrt(S) V^T), their moments dropped and the
+rate warmed up over `rewarm` steps (Glentis et al., 2505.22922). lr_scale = "fan_in": A learns at half the rate, B at in
+/ (2 rank) times it.
 
-Fit: the closed form of Swift-SVD, B = V, A = V^T W with V the leading eigenvectors of W C W^T, in float64 and then balanced;
-without statistics C is the identity and it is the truncated SVD.
+Fit: the closed form of Swift-SVD, B = V, A = V^T W with V the leading eigenvectors of W C W^T, in float64 and then
+balanced; without statistics C is the identity and it is the truncated SVD.
 
 Shapes: x (..., I), y (..., O), W_OI, A_RI, B_OR, C_II.
 """
@@ -44,9 +45,9 @@ from . import _factors
 
 @dataclass(frozen=True)
 class LowRank:
-    """rank: inner width. init: auto, spectral, xavier or cola. variance: of the start, "dense" as a dense layer's or "paper"
-    as written. frobenius: strength of the decay of |B A|^2 / 2. refactor: steps between balancings, 0 for none. rewarm: steps of warm-up
-    after each. lr_scale: "none" or "fan_in"."""
+    """rank: inner width. init: auto, spectral, xavier or cola. variance: of the start, "dense" as a dense layer's or
+    "paper" as written. frobenius: strength of the decay of |B A|^2 / 2. refactor: steps between balancings, 0 for none.
+    rewarm: steps of warm-up after each. lr_scale: "none" or "fan_in"."""
 
     rank: int = 64
     init: Literal["auto", "spectral", "xavier", "cola"] = "auto"
@@ -59,7 +60,7 @@ class LowRank:
     def __post_init__(self):
         check_choices(self)
         _factors.check_whole("rank", self.rank, 1, "a quarter of the width is usual")
-        _factors.check_number("frobenius", self.frobenius, 0, False, "0 switches it off; the weight decay it replaces is a start")
+        _factors.check_number("frobenius", self.frobenius, 0, False, "0 is none; the weight decay it replaces is a start")
         _factors.check_whole("refactor", self.refactor, 0, "0 never does it; 200 to 1000 is usual")
         _factors.check_whole("rewarm", self.rewarm, 0, "0 goes on at the full rate; 5 to 50 is usual")
 

@@ -2,20 +2,20 @@
 
     W = (alpha / rank) B A + sum_k V_k e_row(k) e_col(k)^T,   y = x W^T;   `delta` of the entries have a V
 
-Source: 2406.02214 (delta 0.03; 0.05 at 7B). The sparse part lends the product the rank it lacks. The support is drawn uniformly and
-never trained; the start is the paper's, B = 0, A Kaiming-uniform, V uniform, so at first V alone carries the signal and B
-alone of the factors has a gradient, as in LoRA. The paper's V lies in +-1/sqrt(in), which gives outputs of delta times the
-variance of a dense layer drawn so. With variance = "dense" V's deviation is std / sqrt(delta) instead, which gives a dense layer's
-variance; with "paper" it stays as written.
+Source: 2406.02214 (delta 0.03; 0.05 at 7B). The sparse part lends the product the rank it lacks. The support is drawn
+uniformly and never trained; the start is the paper's, B = 0, A Kaiming-uniform, V uniform, so at first V alone carries
+the signal and B alone of the factors has a gradient, as in LoRA. The paper's V lies in +-1/sqrt(in), which gives
+outputs of delta times the variance of a dense layer drawn so. With variance = "dense" V's deviation is std /
+sqrt(delta) instead, which gives a dense layer's variance; with "paper" it stays as written.
 
 W is materialised in each pass and again in the backward pass, never kept between them (the paper's way): memory is the
-factors', arithmetic the dense layer's and a little more (building W costs rank * in * out per pass, whatever the tokens). So
-`flops` is in * out. A sparse product of 3 % of the entries is no faster on usual hardware. The support takes 4 bytes for each V
-when saved (8 beyond 2^31 entries), which `count`, of trained values, leaves out.
+factors', arithmetic the dense layer's and a little more (building W costs rank * in * out per pass, whatever the
+tokens). So `flops` is in * out. The support takes 4 bytes for each V when saved (8 beyond 2^31 entries), which `count`,
+of trained values, leaves out.
 
-Fit: the best product of the rank, then the entries where the rest is worst, each row's V solved by least squares, and both again,
-three times in all (as in GoDec, Zhou and Tao 2011; more rounds gain little): no optimum, but never worse than the product
-alone. The support is then chosen, not drawn.
+Fit: the best product of the rank, then the entries where the rest is worst, each row's V solved by least squares, and
+both again, three times in all (as in GoDec, Zhou and Tao 2011; more rounds gain little): no optimum, but never worse
+than the product alone. The support is then chosen, not drawn.
 
 Shapes: x (..., I), y (..., O), W_OI, A_RI, B_OR, V_K, support_K (row * in + column, int32 or int64, ascending), C_II.
 """
@@ -40,8 +40,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class SLTrain:
-    """rank: inner width. alpha: the product is scaled by alpha / rank. delta: share of the entries with a value of their own.
-    variance: of the start, "dense" as a dense layer's or "paper" as written."""
+    """rank: inner width. alpha: the product is scaled by alpha / rank. delta: share of the entries with a value of their
+    own. variance: of the start, "dense" as a dense layer's or "paper" as written."""
 
     rank: int = 64
     alpha: float = 16.0

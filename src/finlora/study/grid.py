@@ -3,7 +3,10 @@
     [study]     optional: price_per_hour = 0.79, currency = "USD", base = true (grade the untuned model too)
     [base]      what all runs share: the sections of a run's spec
     [grid]      "method.kind" = ["lora", "dora"], "data.tasks" = [["fpb"], ["fpb", "tfns"]], "run.seed" = [0, 1, 2] ...
-    [search]    key = "train.lr", values = [...], at = {"codec.kind" = "none", "run.seed" = 0}
+    [axis.NAME] an axis of the grid whose values are names, and what each stands for: [axis.size.small] "model.config" = {...};
+                then NAME = ["small", ...] in [grid]
+    [search]    key = "train.lr", values = [...], at = {"codec.kind" = "none", "run.seed" = 0}; set = {"train.steps" = 50}: what the
+                search's runs have else
     [[rule]]    when = {"method.kind" = "dora"}, set = {"method.rank" = 4}: what some cells need else
 """
 
@@ -20,7 +23,7 @@ from .. import spec as specs
 from ..errors import FinloraError, Problems, unknown
 from ..fields import Text
 
-SECTIONS = {"name": str, "study": dict, "base": dict, "grid": dict, "search": dict, "rule": list}
+SECTIONS = {"name": str, "study": dict, "base": dict, "grid": dict, "axis": dict, "search": dict, "rule": list}
 OWN = {"price_per_hour": (int, float), "currency": str, "base": bool}
 FORMS = {str: "text", dict: "a table", list: "a list of tables"}
 SEED = "run.seed"
@@ -28,7 +31,9 @@ SEED = "run.seed"
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it. grid, rules, at: by dotted keys of a run's spec. own: its [study] section.
+    """A study as its file says it. grid, rules, at, trial: by dotted keys of a run's spec. own: its [study] section.
+
+    axes: axis -> name -> the dotted keys that it stands for. trial: what the search's runs have else.
 
     text, sets: the file and the overrides it was read from, kept with the runs.
     """
@@ -43,6 +48,8 @@ class Study:
     own: dict[str, Any] = field(default_factory=dict)
     text: str = ""
     sets: tuple[str, ...] = ()
+    axes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,12 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
             raise FinloraError(f"{path}: grid `{key}` must be a list of values, got {values!r}", "put them in [ ], and a key with a dot in quotes")
         if twice := [v for k, v in enumerate(values) if v in values[:k]]:
             raise FinloraError(f"{path}: grid `{key}` names {twice[0]!r} twice", "name each value once")
+    axes = _axes(told.get("axis") or {}, grid, path)
     for key in search:
-        if key not in ("key", "values", "at"):
-            raise unknown("key", key, ["key", "values", "at"], f"{path}: [search]")
+        if key not in ("key", "values", "at", "set"):
+            raise unknown("key", key, ["key", "values", "at", "set"], f"{path}: [search]")
+    if not isinstance(search.get("set", {}), dict):
+        raise FinloraError(f"{path}: search.set must be a table of a run's keys, got {search['set']!r}", 'write set = { "train.steps" = 50 }')
     if search and not (search.get("key") and isinstance(search.get("values"), list) and search["values"]):
         raise FinloraError(f"{path}: [search] needs `key` and a list of `values`", 'for example key = "train.lr", values = [1e-4, 1e-3]')
     at = search.get("at", {})
@@ -118,7 +128,23 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         base.setdefault(section, {})[key] = Text.parse(raw.strip(), place, problems)
     if problems:
         raise Problems(problems)
-    return Study(told.get("name", path.stem), base, grid, search.get("key", ""), tuple(search.get("values", ())), at, tuple(rules), told.get("study", {}), text, tuple(overrides))
+    return Study(told.get("name", path.stem), base, grid, search.get("key", ""), tuple(search.get("values", ())), at, tuple(rules), told.get("study", {}), text, tuple(overrides), axes, search.get("set", {}))
+
+
+def _axes(told: dict[str, Any], grid: dict[str, list[Any]], path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The named axes, checked against the grid that uses them."""
+    for name, values in told.items():
+        if not isinstance(values, dict) or not all(isinstance(table, dict) for table in values.values()):
+            raise FinloraError(f"{path}: [axis.{name}] holds one table for each of its values, got {values!r}", f'write [axis.{name}.small], then "model.config" = ...')
+        if name not in grid:
+            raise FinloraError(f"{path}: [axis.{name}] is no axis of [grid]", f"write {name} = {list(values)} there, or leave it out")
+    for key, values in grid.items():
+        if "." not in key and key not in told:
+            raise FinloraError(f"{path}: grid `{key}` is neither a key of a run nor an axis", f'write a key such as "method.kind", or a table [axis.{key}.VALUE] for each value')
+        for value in values if "." not in key else ():
+            if value not in told[key]:
+                raise unknown("value", str(value), told[key], f"{path}: grid `{key}`")
+    return told
 
 
 def _effective(study: Study, place: str) -> None:
@@ -136,7 +162,7 @@ def _effective(study: Study, place: str) -> None:
         for key in then:
             if key in study.grid or key == study.key:
                 raise FinloraError(f"{place}: a [[rule]] sets `{key}`, which {'[search]' if key == study.key else '[grid]'} decides", "leave it out of the rule")
-    for key in study.grid:
+    for key in [*study.grid, *(key for values in study.axes.values() for table in values.values() for key in table)]:
         section, _, name = key.partition(".")
         if section in study.base and name in study.base[section]:
             raise FinloraError(f"{place}: `{key}` stands in [base.{section}] and in [grid]", "leave it in one of the two")
@@ -148,9 +174,12 @@ def _effective(study: Study, place: str) -> None:
 def spec_of(study: Study, keys: Mapping[str, Any], out: str) -> specs.Spec:
     """The spec of a run at the given dotted keys.  Raises: Problems with everything wrong in it."""
     tree: dict[str, dict[str, Any]] = {name: dict(table) for name, table in study.base.items()}
-    changes = dict(keys)
+    changes = {key: value for key, value in keys.items() if "." in key}
+    for axis, value in keys.items():
+        if "." not in axis:
+            changes = {**study.axes[axis][value], **changes}
     for when, then in study.rules:
-        if all(changes.get(key) == value for key, value in when.items()):
+        if all({**keys, **changes}.get(key) == value for key, value in when.items()):
             changes = {**then, **changes}
     for key, value in {**changes, "run.out": out}.items():
         section, _, name = key.partition(".")
@@ -176,6 +205,7 @@ def cells(study: Study) -> list[Cell]:
             if other is not keys:
                 raise FinloraError("the same run as " + told(other), "what tells them apart changes no result: leave it out of [grid]")
             (method, _), (codec, _) = specs.resolve(spec.method), specs.resolve(spec.codec)
+            specs.resolve(spec.structure), specs.resolve(spec.optimizer)
         except FinloraError as error:
             first = error.problems[0]
             raise FinloraError(f"study {study.name} at {told(keys)}: {first.message}", first.hint) from error
@@ -213,7 +243,7 @@ def searches(study: Study, found: Sequence[Cell] = ()) -> dict[str, list[dict[st
     for cell in found:
         at, name = {**cell.keys, **study.at}, group(study, cell.keys)
         if not cell.refused and name not in out and repr(at) not in refused:
-            out[name] = [{**at, study.key: value} for value in study.values]
+            out[name] = [{**at, study.key: value, **study.trial} for value in study.values]
     return out
 
 

@@ -102,7 +102,7 @@ class Costs:
         """The groups that a job belongs to, narrowest first."""
         tree = job.tree
         method, codec = tree.get("method", {}), tree.get("codec", {})
-        parts = {name: dict(table) for name, table in tree.items() if name != "log"}
+        parts = {name: dict(table) for name, table in tree.items() if name not in ("log", "parallel")}
         parts["run"] = {k: v for k, v in parts.get("run", {}).items() if k in ("device", "dtype")}
         section, _, key = self.searched.partition(".")
         if section in parts:
@@ -110,11 +110,17 @@ class Costs:
         for name in ("data", "model"):  # folders may be written in two ways
             parts[name] = {k: v for k, v in parts.get(name, {}).items() if k not in ("dir",)}
         own = json.dumps(receipt.plain(parts), sort_keys=True)
-        return [(job.kind, own), (job.kind, json.dumps(receipt.plain(method), sort_keys=True), codec.get("kind")), (job.kind, method.get("kind")), (job.kind,)]
+        if tree.get("structure"):
+            method = {**method, "structure": tree["structure"], "model": tree.get("model", {}).get("config")}
+        kind = method.get("kind"), str(tree.get("structure", {}).get("kind")), repr(tree.get("model", {}).get("config"))
+        return [(job.kind, own), (job.kind, json.dumps(receipt.plain(method), sort_keys=True), codec.get("kind")), (job.kind, *kind), (job.kind,)]
 
     def size(self, job: Job) -> float:
-        """Characters that the run trains on (or, for the untuned base, grades), 1.0 where its data cannot be read."""
+        """Characters that the run trains on (or, for the untuned base, grades), 1.0 where its data cannot be read; tokens of
+        a run that pretrains."""
         tree = job.tree
+        if tree["data"]["text"] or tree["data"]["shards"]:
+            return float(tree["train"]["steps"] * tree["train"]["batch"] * tree["data"]["row_tokens"]) or 1.0
         tasks = tuple(tree["data"]["tasks"])
         graded = tuple(tree["evaluate"]["tasks"]) or tasks
         try:
@@ -159,8 +165,11 @@ def probe(costs: Costs, jobs: Sequence[Job]) -> list[str]:
 
 
 def _probe(costs: Costs, job: Job) -> None:
+    from ..check import verb_of
     from ..tune import finetune
 
+    if verb_of(specs.spec_from_dict(job.tree)) == "pretrain":
+        return _probe_scratch(costs, job)
     with tempfile.TemporaryDirectory(prefix="finlora-probe-") as folder:
         spec = specs.spec_from_dict(job.tree)
         few = {"steps": STEPS, "validate_every": 10 * STEPS, "checkpoint_every": 10 * STEPS}
@@ -187,6 +196,22 @@ def _probe(costs: Costs, job: Job) -> None:
     costs.add(replace(job, kind="search"), training, train["peak_bytes"])
     costs.add(replace(job, kind="runs"), training + each * many, train["peak_bytes"])
     costs.add(replace(job, kind="base"), once + each * many, train["peak_bytes"])
+
+
+def _probe_scratch(costs: Costs, job: Job) -> None:
+    """The same for a run that pretrains: its text is read whole, and its steps are scaled."""
+    from ..scratch import pretrain
+
+    with tempfile.TemporaryDirectory(prefix="finlora-probe-") as folder:
+        spec = specs.spec_from_dict(job.tree)
+        few = {"steps": STEPS, "validate_every": 10 * STEPS, "checkpoint_every": 10 * STEPS}
+        short = specs.replace(spec, run={"out": str(Path(folder) / "probe")}, train=few)
+        began = time.perf_counter()
+        train = pretrain(short)["train"]
+        once = time.perf_counter() - began - train["seconds"]
+    seconds = once + train["seconds"] / train["steps"] * (spec.train.steps or STEPS)
+    for kind in ("search", "runs"):
+        costs.add(replace(job, kind=kind), seconds, train["peak_bytes"])
 
 
 def _reading(costs: Costs, spec: specs.Spec, short: int) -> float:
@@ -225,5 +250,6 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     out: dict[str, Job] = {}
     for job in jobs:
         if job.kind != "base":
-            out.setdefault(json.dumps([job.tree["model"]["name"], job.tree["codec"], job.tree["method"]], sort_keys=True), job)
+            own = [job.tree["model"][key] for key in ("name", "config")]
+            out.setdefault(json.dumps([*own, job.tree["structure"], job.tree["codec"], job.tree["method"]], sort_keys=True), job)
     return list(out.values())

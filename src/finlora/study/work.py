@@ -204,11 +204,17 @@ def one(job: Job) -> dict[str, Any]:
 
 def _do(job: Job) -> None:
     """The run itself, by its kind."""
+    from ..check import verb_of
+
     spec = specs.spec_from_dict(job.tree)
     if job.kind == "base":
         from ..evaluate import run
 
         run(spec)
+    elif verb_of(spec) == "pretrain":
+        from ..scratch import pretrain
+
+        pretrain(spec)
     else:
         from ..tune import finetune
 
