@@ -56,6 +56,18 @@ def test_a_front_is_what_nothing_beats_and_a_shared_run_costs_once():
     assert study_ranks.fronts(found)[1]["points"][0]["x"] == 20.0, "two runs cost twice"
 
 
+def test_energy_makes_a_front_only_where_all_measured_it_alike():
+    def fronts(*told):
+        rows = [{"method": m, "setting": {}, "cells": {"x": {**_row(v, s, m), "joules": j, "joules_how": how}}} for (m, v, s), (j, how) in zip([("a", 0.9, 10.0), ("b", 0.8, 5.0)], told)]
+        return [f for f in study_ranks.fronts({"tasks": ["x"], "rows": rows}) if f["cost"] == "joules"]
+
+    (front,) = fronts((70.0, "RAPL package-0"), (90.0, "RAPL package-0"))
+    assert [(p["x"], p["front"]) for p in front["points"]] == [(70.0, True), (90.0, False)]
+    assert fronts((70.0, "RAPL package-0"), (None, None)) == [], "one run without a figure"
+    assert fronts((70.0, "RAPL package-0"), (90.0, "NVML GPU")) == [], "two kinds of counter"
+    assert fronts((None, None), (None, None)) == []
+
+
 def test_plots_of_nothing_are_nothing_and_texts_stay_texts():
     assert study_plots.intervals([], [], "x") == "" and study_plots.front([], [], [], "x", "y") == ""
     svg = study_plots.intervals([("a_$b$", 0.5, 0.4, 0.6, 0)], [("majority", 0.3)], "<t>")

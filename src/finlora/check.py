@@ -50,6 +50,10 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
             examples = _tasks(spec, verb, problems)
             if folder and examples and not problems:
                 _lengths(spec, verb, folder, examples, problems)
+    if verb in ("finetune", "evaluate") and spec.evaluate.text:
+        from .perplexity import texts
+
+        _try(problems, lambda: texts(spec.evaluate.text))
     if verb in ("finetune", "pretrain", "evaluate"):
         _out(spec, problems)
     problems += idle(spec, verb, layers(_config(folder)) if folder is not None else {}, method)

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from . import harness, measure, receipt, rows, runs, score
+from . import harness, measure, perplexity, receipt, rows, runs, score
 from . import model as models
 from . import spec as specs
 from .errors import FinloraError, unknown
@@ -87,19 +87,20 @@ def run(
     online: bool = False,
     shots: int = 0,
     think: int = 0,
+    text: Sequence[str] | str = (),
     train_floors: bool = True,
     progress: Any = None,
 ) -> dict[str, Any]:
     """Grade a model on tasks and return the receipt; with `out` also write records/ and receipt.json there.
 
     model: a Model, its name (as open_model takes it, with adapter, codec, device, dtype, online), or a Spec, which then
-    brings everything and the folder as well. shots, think: as spec.Evaluate. dir: the folder of the data, "" for the sets that ship. limit: examples of
+    brings everything and the folder as well. shots, think, text: as spec.Evaluate. dir: the folder of the data, "" for the sets that ship. limit: examples of
     each task, 0 for all. train_floors: False leaves naive Bayes out.
     Raises: FinloraError, before any record is written where it can be known; a folder of another grading is refused.
     """
     spec = model if isinstance(model, specs.Spec) else None
     if spec is None and out is not None:
-        spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online, shots, think)
+        spec = _spec(model, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online, shots, think, text)
     if spec is not None and (finished := runs.finished(spec)) is not None:
         if isinstance(model, models.Model) and finished.get("model", {}).get("sha256") != digest(model):
             raise FinloraError(f"`{spec.run.out}` holds the grading of another model", "name another folder")
@@ -116,6 +117,8 @@ def run(
         model = models.open_model(model, codec=codec, adapter=adapter, device=device, dtype=dtype, online=online)
     for line in model.notes if progress else ():
         progress.note(f"note: {line}")
+    text = spec.evaluate.text if spec is not None else text
+    perplexity.texts(text)  # a file that is missing or broken should not cost a grading
     folder = None if spec is None else runs.begin(spec)[0]
     if spec is not None:
         e = spec.evaluate
@@ -128,6 +131,7 @@ def run(
         too_long=too_long, folder=folder, shots=shots, think=think, seed=spec.run.seed if spec is not None else 0,
         online=spec.model.online if spec is not None else online, encoder=spec.evaluate.encoder if spec is not None else "", train_floors=train_floors, progress=progress,
     )  # fmt: skip
+    heard = perplexity.measured(model, text, batch_tokens, progress)
     settings = specs.as_dict(spec) if spec is not None else {}
     sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
     about = describe(model)
@@ -140,6 +144,8 @@ def run(
         cost=meter.read(),
         results=told,
     )
+    if heard:  # beside the results, all of which are of tasks
+        sheet["text"] = heard
     if folder is not None:
         receipt.write(folder / "receipt.json", sheet)
     return receipt.plain(sheet)
@@ -443,7 +449,7 @@ def describe(model: models.Model) -> dict[str, Any]:
 
 def _spec(
     model: models.Model | str, tasks, dir, split, ways, limit, out, template, too_long, batch_tokens, max_new, adapter, codec, device, dtype, online,
-    shots, think,
+    shots, think, text,
 ) -> specs.Spec:
     """The arguments of `run` as a spec, so that a folder holds what was asked for whoever asked."""
     from .adapters import trained_over
@@ -457,6 +463,7 @@ def _spec(
         "evaluate": {
             "tasks": [tasks] if isinstance(tasks, str) else list(tasks), "split": split, "ways": list(ways), "limit": limit,
             "max_new": max_new, "batch_tokens": batch_tokens, "shots": shots, "think": think,
+            "text": [text] if isinstance(text, str) else list(text),
         },
     }  # fmt: skip
     return specs.spec_from_dict(table)

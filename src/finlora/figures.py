@@ -2,18 +2,24 @@
 
     summary(task, records, way)               n, clusters, unreadable, metrics with intervals, confusion
     floor_metrics(task, examples, ...)        the same metrics of what a model must beat
+    text_figures(each)                        nats a token and bits a byte of held-out text, with intervals over documents
+    text_difference(after, before)            the same of two models, paired by document: what tuning forgot
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import floors, rows, score
 from .errors import FinloraError
-from .score import Record
+from .score import Estimate, Record
+from .score.intervals import _bootstrap
 from .tasks import Task
 from .text import Example
 
@@ -105,3 +111,45 @@ def floor_metrics(
                 told["how"] = "counted on the graded examples: there is no training split"
         _FLOORS[key] = found
     return _FLOORS[key]
+
+
+# -- held-out text ---------------------------------------------------------------------------------------------------
+
+DRAWS = 2000
+_UNITS = {"nats_per_token": (2, 1.0), "bits_per_byte": (3, math.log(2))}  # figure: (column of `each` to divide by, nats in its unit)
+
+
+def text_figures(each: Sequence[Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """{"nats_per_token", "bits_per_byte"}: estimates over documents. each: rows (id, nats, tokens, bytes)."""
+    return {name: asdict(_ratio(each, each, column, unit)) for name, (column, unit) in _UNITS.items()}
+
+
+def text_difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Like text_figures, of how one receipt's "text" section differs from another's: above zero, `after` reads worse.
+
+    Documents are drawn in pairs, so that how hard they are cancels.
+    Raises: FinloraError where the two are not of the same documents, cut and counted alike.
+    """
+    pairs = text_pairs(after, before)
+    return {name: asdict(_ratio(pairs, before["each"], column, unit)) for name, (column, unit) in _UNITS.items()}
+
+
+def text_pairs(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
+    """(id, nats of after less those of before, tokens, bytes) of each document. Raises: as text_difference."""
+    a, b = after["each"], before["each"]
+    if after["sha256"] != before["sha256"] or [(*r[:1], *r[2:]) for r in a] != [(*r[:1], *r[2:]) for r in b]:
+        raise FinloraError("the two runs did not read the same held-out text in the same tokens", "measure both with the same evaluate.text and tokenizer")
+    return [(x[0], x[1] - y[1], x[2], x[3]) for x, y in zip(a, b, strict=True)]
+
+
+def _ratio(top: Sequence[Sequence[Any]], bottom: Sequence[Sequence[Any]], column: int, unit: float) -> Estimate:
+    """sum of nats of `top` over the sum of a column of `bottom`, with the cluster bootstrap's interval over documents."""
+    sums = np.array([[t[1] / unit, b[column]] for t, b in zip(top, bottom, strict=True)], dtype=float)
+    nats, size = sums.sum(0)
+    n, value = int(size), float(nats / size) if size else math.nan
+    if len(sums) < 2:
+        return Estimate(value, -math.inf, math.inf, n, len(sums), "one document says nothing about others")
+    found = _bootstrap(sums, lambda s: s[..., 0] / s[..., 1], 0.95, DRAWS, 0)
+    if found is None:
+        return Estimate(value, value, value, n, len(sums), "the same in all documents")
+    return Estimate(value, min(found[0], value), max(found[1], value), n, len(sums), f"bootstrap of documents, BCa, {DRAWS} draws")

@@ -56,12 +56,13 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     val_pieces = _pieces(held, tokenizer, spec.data.row_tokens, 0)
     if progress:
         progress.note(f"{sum(map(len, train_pieces)):,} tokens to train on, {sum(map(len, val_pieces)):,} held out")
+    resumed = checkpoint.latest(folder / "checkpoints") is not None
     meter = measure.meter(model.device)
     told = fit(
         model, train_pieces, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder,
         validation=val_pieces, optimizer=specs.resolve(spec.optimizer), progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
     )  # fmt: skip
-    told.update({k: v for k, v in meter.read().items() if k != "seconds"})
+    told.update({k: v for k, v in meter.read(joules=not resumed).items() if k != "seconds"})
     told["val_bits_per_byte"] = _bits_per_byte(told, held, val_pieces)
     n = restructure.values(model)
     work = restructure.multiply_adds(model, spec.data.row_tokens)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import adapters, baselines, measure, receipt, rows, runs, text
+from . import adapters, baselines, checkpoint, measure, perplexity, receipt, rows, runs, text
 from . import model as models
 from . import spec as specs
 from .calibrate import calibration_of, collect
@@ -68,12 +68,13 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
     if progress:
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
     folder, _ = runs.begin(spec)  # not before: a model or data that cannot be opened should leave no folder behind
+    resumed = checkpoint.latest(folder / "checkpoints") is not None  # the joules of what ran before are not known
     meter = measure.meter(model.device)
     told = fit(
         model, train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=held,
         optimizer=specs.resolve(spec.optimizer), progress=progress, logs=Logs(folder, spec.log.tensorboard, spec.log.wandb, folder.name),
     )  # fmt: skip
-    told.update({k: v for k, v in meter.read().items() if k != "seconds"})
+    told.update({k: v for k, v in meter.read(joules=not resumed).items() if k != "seconds"})
     _save(model, method, folder)
     results = {} if not grade else evaluate.results(
         model, spec.evaluate.tasks or spec.data.tasks, dir=spec.data.dir, split=spec.evaluate.split, ways=spec.evaluate.ways,
@@ -81,6 +82,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         template=told_data["template"], too_long=spec.data.too_long, folder=folder, shots=spec.evaluate.shots, think=spec.evaluate.think,
         seed=spec.run.seed, encoder=spec.evaluate.encoder, online=spec.model.online, progress=progress,
     )  # fmt: skip
+    heard = perplexity.measured(model, spec.evaluate.text, spec.evaluate.batch_tokens, progress) if grade else None
     out = receipt.new("finetune", folder.name, specs.as_dict(spec))
     out.update(
         model={
@@ -98,6 +100,8 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         train=told,
         results=results,
     )
+    if heard:
+        out["text"] = heard
     receipt.write(folder / "receipt.json", out)
     return out
 

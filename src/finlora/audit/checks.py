@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import FinloraError
-from ..tasks import normalise
+from ..numbers import numbers_match
+from ..tasks import Task, normalise
 from . import near
 from .findings import Finding, found
 from .read import Item, Rows
@@ -170,7 +171,7 @@ def lengths(items: Sequence[Item], known: Sequence[str], what: str) -> Iterator[
 
 
 def wrong_golds(held: Rows, items: Sequence[Item], what: str) -> Iterator[Finding]:
-    """Answers against a rule: that of the task's own file (`recompute(prompt)`, None for "cannot tell"), the task's own
+    """Answers against a rule: that of the task's own file (`recompute(prompt)`, see tasks), the task's own
     reading of the rows where a variant is audited, and a long number that stands as the answer of neighbouring questions."""
     if held.task is not None:
         yield from _recomputed(held, items, what)
@@ -183,11 +184,24 @@ def wrong_golds(held: Rows, items: Sequence[Item], what: str) -> Iterator[Findin
 def _recomputed(held: Rows, items: Sequence[Item], what: str) -> Iterator[Finding]:
     assert held.task is not None
     recompute = getattr(_module(held.task.stem), "recompute", None)
-    judged = [(i, recompute(i.prompt)) for i in items] if recompute else []
-    wrong = [i for i, right in judged if right is not None and not held.task.mark(right, i.gold)]
+    judged = [(i, right) for i in items if (right := recompute(i.prompt)) is not None] if recompute else []
+    open_ = [i for i, right in judged if isinstance(right, float) and math.isnan(right)]
+    wrong = [i for i, right in judged if i not in open_ and not _agrees(held.task, i.gold, right)]
     if wrong:
-        n = sum(right is not None for _, right in judged)
-        yield found("wrong-gold", "error", what, f"{len(wrong):,} of {n:,} answers are not what the formula gives, such as {wrong[0].gold!s:.30}", wrong, "grade with the recomputed answers, and say so", judged=n)
+        yield found(
+            "wrong-gold", "error", what, f"{len(wrong):,} of {len(judged):,} answers are not what the formula gives, such as {wrong[0].gold!s:.30}", wrong,
+            "grade with the recomputed answers, and say so", judged=len(judged),
+        )  # fmt: skip
+    if open_:
+        yield found(
+            "no-answer", "error", what, f"{len(open_):,} of {len(judged):,} questions have an answer that their numbers do not decide, such as {open_[0].gold!s:.30}", open_,
+            "leave them out", judged=len(judged),
+        )  # fmt: skip
+
+
+def _agrees(task: Task, gold: Any, right: Any) -> bool:
+    """Whether a gold is the recomputed answer; a number may have lost a millionth to rounding on its way."""
+    return bool(task.mark(gold, right)) or (isinstance(right, float) and numbers_match(gold, right, decimals=9, rel=1e-6))
 
 
 def _mended(held: Rows, items: Sequence[Item], what: str) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from finlora import receipt, score
 from finlora.errors import FinloraError, unknown
-from finlora.report import study_errors, study_ranks
+from finlora.report import study_errors, study_forgetting, study_ranks
 from finlora.report.study_data import Held, load, public
 from finlora.report.study_ranks import pair
 
@@ -45,7 +45,7 @@ def study_report(folder: str | Path, out: str | Path | None = None, reference: s
     said = {
         "study": study["study"], "key": study["key"], "reference": reference, "tables": tables, "across": across,
         "overview": {"tasks": found["tasks"], "friedman": found["friedman"], "rows": [{k: v for k, v in row.items() if k != "cells"} for row in found["rows"]]},
-        "fronts": study_ranks.fronts(found), "before_after": study_ranks.before_after(held), "currency": study.get("currency", "USD"),
+        "fronts": study_ranks.fronts(found), "before_after": study_ranks.before_after(held), "text": study_forgetting.rows(held), "currency": study.get("currency", "USD"),
         "chosen": study["chosen"], "failed": study["failed"], "refused": study["refused"],
     }  # fmt: skip
     errors = {task: study_errors.of_task(held, task, show_text) for task in held.tasks}
@@ -120,13 +120,15 @@ def _cost(sheets: Sequence[Mapping[str, Any]], price: float | None) -> dict[str,
         return None if any(v is None for v in values) else sum(values) / n
 
     seconds = mean("seconds")
+    counters = {s["train"].get("joules_how") for s in sheets}
     return {
         "trainable": sheets[0]["model"]["trainable"],
         "bits_per_weight": sheets[0]["model"]["bits_per_weight"],
         "seconds": seconds if seconds is not None else math.nan,
         "peak_bytes": mean("peak_bytes"),
         "dollars": seconds * price / 3600 if price and seconds is not None else None,
-        "joules": mean("joules"),
+        "joules": mean("joules") if len(counters) == 1 else None,
+        "joules_how": next(iter(counters)) if len(counters) == 1 else None,
         "val_loss": sum(s["train"]["val"][-1][1] for s in sheets) / n if all(s["train"].get("val") for s in sheets) else math.nan,
     }
 

@@ -63,8 +63,8 @@ class Held:
         """The settings of a task's runs."""
         return settings(self.runs(task), self.study["key"])
 
-    def of(self, task: str, method: str, setting: Mapping[str, Any]) -> dict[Any, str]:
-        """{seed: run} of one method at one setting, graded on the task."""
+    def of(self, task: str | None, method: str, setting: Mapping[str, Any]) -> dict[Any, str]:
+        """{seed: run} of one method at one setting, graded on the task (None: on any)."""
         return {
             r["keys"].get(SEED, 0): r["run"]
             for r in self.runs(task)
@@ -127,9 +127,16 @@ def public(sheet: dict[str, Any]) -> dict[str, Any]:
         value = told["spec"].get(section, {}).get(key)
         if value and (section not in ("model", "evaluate") or Path(value).is_absolute()):
             told["spec"][section][key] = Path(value).name
+    if texts := told["spec"].get("evaluate", {}).get("text"):
+        told["spec"]["evaluate"]["text"] = [Path(text).name for text in texts]
     if Path(str(told.get("model", {}).get("name") or "")).is_absolute():
         told["model"]["name"] = Path(told["model"]["name"]).name
     return told
+
+
+def same_base(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two receipts are of one model, kept by one codec."""
+    return a["spec"]["model"]["name"] == b["spec"]["model"]["name"] and a["spec"]["codec"] == b["spec"]["codec"]
 
 
 def frozen(value: Any) -> Any:

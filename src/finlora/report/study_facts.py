@@ -19,6 +19,7 @@ FACTS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("model", lambda r: str(part(r, "model").get("name") or tables.DASH)),
     ("machine", lambda r: _device(part(r, "device"))),
     ("peak memory", lambda r: str(part(r, "train").get("peak_how") or tables.DASH)),
+    ("energy counters", lambda r: str(part(r, "train").get("joules_how") or "")),
     ("versions", lambda r: ", ".join(f"{k} {v}" for k, v in part(r, "versions").items())),
 )
 
@@ -28,7 +29,7 @@ def provenance(held: Held) -> str:
     sheets = list(held.sheets.values())
     lines = ""
     for title, read in FACTS:
-        for value, count in Counter(read(sheet) for sheet in sheets).most_common():
+        for value, count in Counter(filter(None, (read(sheet) for sheet in sheets))).most_common():
             share = f' <span class="muted">({count} of {len(sheets)} runs)</span>' if count < len(sheets) else ""
             lines += f'<tr><th scope="row">{title}</th><td>{esc(value)}{share}</td></tr>'
     days = sorted(str(sheet.get("created") or "") for sheet in sheets)
@@ -51,6 +52,8 @@ def _data(held: Held) -> str:
             rows.setdefault((d.get("task"), d.get("split"), d.get("sha256")), (d.get("rows"), d.get("licence")))
         for task, result in sheet["results"].items():
             rows.setdefault((task, result.get("split", "test"), result.get("data_sha256")), (result.get("n"), ""))
+        if text := sheet.get("text"):
+            rows.setdefault(("general text", "held out", text.get("sha256")), (text.get("documents"), ""))
     lines = ""
     for (task, split, digest), (count, licence) in sorted(rows.items(), key=lambda item: tuple(map(str, item[0]))):
         source = _source(str(task))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from finlora.report import study_facts, study_plots, tables
+from finlora.report import study_facts, study_forgetting, study_plots, tables
 from finlora.report.compare import signed
 from finlora.report.html import POLICY, _p, _title, esc
 from finlora.report.study_data import Held, frozen, told
@@ -34,7 +34,7 @@ def page(held: Held, said: Mapping[str, Any], found: Mapping[str, Any], errors: 
         ("fronts", "Accuracy against cost", _fronts(said, series)),
         ("tasks", "Tasks", "".join(_task(task, said, errors[task], series, at == 0 or len(found["tasks"]) < 4) for at, task in enumerate(found["tasks"]))),
         ("codec", "The same method at another setting", _across(said)),
-        ("forgetting", "Before and after tuning", _before_after(held, said)),
+        ("forgetting", "Before and after tuning", _before_after(held, said) + _general(said)),
         ("search", "Search", _search(said)),
         ("missing", "Failed and left out", _missing(said)),
         ("provenance", "Provenance", study_facts.provenance(held)),
@@ -121,6 +121,9 @@ def _summary(held: Held, said: Mapping[str, Any], found: Mapping[str, Any]) -> s
     machines = {(s["device"].get("cpu"), s["device"].get("gpu")) for s in held.sheets.values() if s.get("device")}
     if len(machines) > 1:
         notes.append("The runs were timed on different machines: their times are not comparable.")
+    shares = [share for s in held.sheets.values() if (share := (s.get("train") or {}).get("joules_share")) is not None]
+    if shares and min(shares) < 0.9 and any(f["cost"] == "joules" for f in said["fronts"]):
+        notes.append(f"Energy counters count all that a chip does: of the processors' busy time as little as {100 * min(shares):.0f}% was a run's own, so its energy is an upper bound.")
     text = "".join(f"<p>{esc(sentence)}</p>" for sentence in out) + "".join(f'<p class="note">{esc(note)}</p>' for note in notes)
     files = " ".join(f'<a href="{file}">{file}</a>' for file in ("report.md", "table.csv", "table.tex", "summary.json", "receipts.jsonl", "marks.json"))
     return text + f'<p class="muted">The same in other forms, and what it was computed from: {files}.</p>'
@@ -238,6 +241,33 @@ def _before_after(held: Held, said: Mapping[str, Any]) -> str:
         text = _table(heads, lines, title) if lines else '<p class="muted">None of the graded tasks was left out of training.</p>'
         out += f"<h3>{title}</h3><p>{about} Paired with the untuned base on the same examples.</p>{text}"
     return out
+
+
+def _general(said: Mapping[str, Any]) -> str:
+    """Held-out general text before and after tuning."""
+    if not said["text"]:
+        return ""
+
+    def cell(x: Mapping[str, Any] | None, verdict: str = "", signed: bool = False) -> str:
+        value, interval = study_forgetting.shown(x, signed) if x else (tables.DASH, "")
+        return f'<td class="n"><span class="est {verdict}"{_title(x["how"]) if x else ""}>{value}</span><span class="ci">{interval}</span></td>'
+
+    lines = []
+    for row in said["text"]:
+        cells = [f'<th scope="row">{esc(row["method"])}</th>', f"<td>{esc(', '.join(row['tasks']))}</td>", f"<td>{esc(told(row['setting']))}</td>"]
+        for figure in study_forgetting.FIGURES:
+            d = row[figure]["difference"]
+            clear = ("lower" if d["value"] > 0 else "higher") if d and d["holm_p"] < LEVEL else ""  # the colours of worse and better
+            cells += [cell(row[figure]["before"]), cell(row[figure]["after"]), cell(d, clear, True), f'<td class="n">{_p(d["holm_p"]) if d else ""}</td>']
+        lines.append(cells)
+    heads = [("method", "pin"), ("trained on", ""), ("setting", "")]
+    for _, _, unit in study_forgetting.FIGURES.values():
+        heads += [(f"{unit} before", "n edge"), ("after", "n"), ("difference", "n"), ("p (Holm)", "n")]
+    about = (
+        f"{said['text'][0]['documents']:,} documents of held-out text. Lower is better; a difference above zero is forgotten. 95% intervals over seeds and documents, "
+        "the difference paired by document with the untuned base."
+    )
+    return f"<h3>Forgetting: held-out general text</h3><p>{about}</p>{_table(heads, lines, 'Held-out general text')}"
 
 
 def _search(said: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from finlora import score, seeds
-from finlora.report.study_data import Held, Marks, frozen, told
+from finlora.report.study_data import Held, Marks, frozen, same_base, told
 
 LEVEL = 0.05
 COSTS = {"peak_bytes": ("peak memory, MB", 1e-6), "seconds": ("training time, s", 1.0), "dollars": ("price of training", 1.0), "joules": ("energy of training, kJ", 1e-3)}
@@ -97,22 +97,29 @@ def friedman_p(rank_TR: np.ndarray) -> float:
 
 
 def fronts(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each task (and their mean, "") and each cost: {"task", "cost", "points": [{"method", "setting", "x", "y", "low", "high", "front"}]}."""
+    """For each task (and their mean, "") and each cost: {"task", "cost", "points": [{"method", "setting", "x", "y", "low", "high", "front"}]}.
+
+    Energy makes a front only where every compared run measured it, and by the same counters.
+    """
     out = []
     tasks = [*([""] if len(found["tasks"]) > 1 else []), *found["tasks"]]
     for task, cost in itertools.product(tasks, COSTS):
-        points = []
+        points, lacking, counters = [], False, set()
         for row in found["rows"]:
             cells = list(row["cells"].values()) if not task else [row["cells"][task]] if task in row["cells"] else []
             costs = [c.get(cost) for c in cells]
-            if not cells or (not task and "mean" not in row) or any(c is None or math.isnan(c) for c in costs):
+            if not cells or (not task and "mean" not in row):
                 continue
+            if any(c is None or math.isnan(c) for c in costs):
+                lacking = True
+                continue
+            counters |= {c.get(f"{cost}_how") for c in cells}
             share = cells[0]["accuracy"] if task else {"value": row["mean"], "low": row["mean"], "high": row["mean"]}
             x = sum({frozen(c["runs"]): c[cost] for c in cells}.values()) if cost != "peak_bytes" else max(costs)  # runs that tasks share cost once
             points.append({"method": row["method"], "setting": row["setting"], "x": x, "y": share["value"], "low": share["low"], "high": share["high"]})
         for p in points:
             p["front"] = not any((q["y"] >= p["y"] and q["x"] <= p["x"]) and (q["y"] > p["y"] or q["x"] < p["x"]) for q in points)
-        if points:
+        if points and not (cost == "joules" and (lacking or len(counters) > 1)):
             out.append({"task": task, "cost": cost, "points": points})
     return out
 
@@ -126,7 +133,7 @@ def before_after(held: Held) -> list[dict[str, Any]]:
             if own is None:
                 continue
             run = next(iter(held.of(task, method, dict(setting)).values()))
-            base = next((b["run"] for b in held.base if task in held.raw[b["run"]]["results"] and _same_base(held.raw[b["run"]], held.raw[run])), None)
+            base = next((b["run"] for b in held.base if task in held.raw[b["run"]]["results"] and same_base(held.raw[b["run"]], held.raw[run])), None)
             records = held.records(base, task, "base") if base else []
             if [r.id for r in records] != list(own.ids):
                 continue
@@ -139,10 +146,6 @@ def before_after(held: Held) -> list[dict[str, Any]]:
     for row, p in zip(out, score.holm([row["difference"]["p"] for row in out])):
         row["difference"]["holm_p"] = p
     return out
-
-
-def _same_base(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return a["spec"]["model"]["name"] == b["spec"]["model"]["name"] and a["spec"]["codec"] == b["spec"]["codec"]
 
 
 def group_of(task: str) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finlora.report import tables
+from finlora.report import study_forgetting, tables
 from finlora.report.study_data import told
 from finlora.report.study_ranks import COSTS, LEVEL, name
 
@@ -35,7 +35,7 @@ def markdown(said: Mapping[str, Any], found: Mapping[str, Any]) -> str:
             where = ", ".join(f"{v} against {row['against'].get(k)}" for k, v in row["setting"].items())
             lines.append(f"| {row['task']} | {row['method']} | {where} | {_difference(row['difference'])} | {row['difference']['holm_p']:.3f} |")
         lines.append("")
-    lines += _fronts(said) + _before_after(said)
+    lines += _fronts(said) + _before_after(said) + _general(said)
     if said["chosen"]:
         lines += [f"## Search: {said['key']} by validation loss", "", "| group | losses | chosen |", "|---|---|---:|"]
         for group, c in said["chosen"].items():
@@ -90,6 +90,25 @@ def _before_after(said: Mapping[str, Any]) -> list[str]:
                 )
             lines.append("")
     return lines
+
+
+def _general(said: Mapping[str, Any]) -> list[str]:
+    """Held-out general text before and after tuning."""
+    if not said["text"]:
+        return []
+    many = said["text"][0]["documents"]
+    lines = ["## Forgetting: held-out general text", "", f"Nats a token and bits a byte over {many} documents, 95% interval over seeds and documents; difference to the untuned base paired by document, above zero is forgotten; p by Holm.", ""]
+    lines += ["| method | trained on | setting | nats/token before | after | difference | p | bits/byte after | difference |", "|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    for row in said["text"]:
+        nats, bits = row["nats_per_token"], row["bits_per_byte"]
+        d = nats["difference"]
+        before = " ".join(study_forgetting.shown(nats["before"])) if nats["before"] else DASH
+        changes = [" ".join(study_forgetting.shown(x["difference"], True)) if x["difference"] else DASH for x in (nats, bits)]
+        changes[0] = f"**{changes[0]}**" if d and d["holm_p"] < LEVEL else changes[0]
+        after = [" ".join(study_forgetting.shown(x["after"])) for x in (nats, bits)]
+        p = f"{d['holm_p']:.3f}" if d else ""
+        lines.append(f"| {row['method']} | {', '.join(row['tasks'])} | {told(row['setting'])} | {before} | {after[0]} | {changes[0]} | {p} | {after[1]} | {changes[1]} |")
+    return [*lines, ""]
 
 
 def _share(row: Mapping[str, Any]) -> str:

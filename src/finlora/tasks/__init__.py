@@ -6,6 +6,9 @@ A label task is mostly a table:
 
     TASK = Task(name="mine", labels=("down", "up"), examples=label_rows("mine", ("down", "up"), "Where does it go?"))
 
+A file whose answers follow from a rule may have a function `recompute(prompt)` beside its TASK: the answer worked out anew, None
+where it cannot tell, nan where the question does not decide its answer.  `finlora data audit` asks it about every gold.
+
 Rows come in three forms, told apart by their columns:
 
 * FinLoRA's (arXiv 2505.19819): {"context": the whole prompt, "target": the answer}; the prompt is kept letter for letter;

@@ -32,7 +32,7 @@ from ..errors import FinloraError
 from ..numbers import numbers_match, parse_number, read_number
 from ..programs import calculate
 from ..text import Example
-from . import Source, Task, cluster_of, place_of, text_in
+from . import Source, Task, _formulas, cluster_of, place_of, text_in
 
 DECIMALS = 2  # "a numerical answer with 2 decimal places"
 _PROMPT = re.compile(r"Use formula (?P<name>.*?) to answer the question\..*? Formula: (?P<formula>.*?), Explanation: .*? Question:\s+(?P<question>.*)\. Answer: ?", re.DOTALL)
@@ -102,6 +102,16 @@ def parse_finmath(prompt: str) -> tuple[str, str, str] | None:
     """(name of the formula, formula, question) of FinLoRA's prompt; None for another form."""
     found = _PROMPT.fullmatch(prompt)
     return (found["name"], found["formula"], found["question"]) if found else None
+
+
+def recompute(prompt: str) -> float | None:
+    """The answer worked out from the question's own numbers by the formula that the prompt names, see _formulas.solve.
+
+    It knows nothing of ERRATA, and so finds them anew: of the 200 test questions it can tell 190 and disagrees with 14
+    published golds, the 10 that are mended and the 4 that are left out, and no other; of 800 in train with 28 of 743 it can tell.
+    """
+    parsed = parse_finmath(prompt)
+    return None if parsed is None else _formulas.solve(parsed[0], parsed[2])
 
 
 def right_gold(question: str, published: str, place: str) -> str | None:
