@@ -10,15 +10,22 @@ from .errors import FinloraError
 from .spec import Spec, resolve
 
 
+def further(spec: Spec) -> bool:
+    """Whether the spec names a model to be trained further on text, in place of an architecture."""
+    return not spec.model.config and spec.model.name != type(spec.model)().name
+
+
 def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
     """Add what is wrong with the texts, the tokenizer, the architecture and the structure in its linears."""
     from .corpus import files
 
-    if not spec.model.config:
+    if further(spec):
+        _further(spec, problems)
+    elif not spec.model.config:
         problems.append(
             FinloraError(
                 "model.config is empty: pretraining needs an architecture",
-                'write config = {family = "llama", hidden_size = 256, num_hidden_layers = 4, ...}, or {family = "gpt2", size = "124m"}',
+                'write config = {family = "gpt2", size = "124m"} or {family = "llama", hidden_size = 256, ...}; or name a folder to train further: model.name',
             )
         )
     given = spec.data.text or not (spec.data.shards and Path(spec.data.shards).expanduser().exists())
@@ -52,6 +59,25 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
         )
     if spec.model.config:
         _try(problems, lambda: _structure(spec, problems))
+
+
+def _further(spec: Spec, problems: list[FinloraError]) -> None:
+    """Whether the model that goes on can be found, and its method stands over its codec."""
+    from .model import locate
+    from .seam import check_over
+
+    _try(problems, lambda: locate(spec.model.name, spec.model.online))
+    found = [_try(problems, lambda part=part: resolve(part)) for part in (spec.method, spec.codec)]
+    if all(found):
+        (method, config), (codec, _) = found
+        _try(problems, lambda: check_over(method, codec))
+        if method.needs(config):
+            problems.append(
+                FinloraError(
+                    f'method.kind = "{method.name}" begins from a calibration on a task\'s examples, which `finlora pretrain` does not make',
+                    "choose another, such as lora, or full",
+                )
+            )
 
 
 def _structure(spec: Spec, problems: list[FinloraError]) -> None:

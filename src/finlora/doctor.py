@@ -105,6 +105,7 @@ def _open(spec: specs.Spec, seed: int) -> models.Model:
         spec.model.name, codec=spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
         patterns=spec.method.patterns, also=spec.method.also, cache=models.CACHE[spec.model.cache], seed=seed, online=spec.model.online, adapter=spec.model.adapter or None,
+        factors=spec.method.factors,
     )  # fmt: skip
     if spec.model.adapter:
         adapters.train_adapter(model)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .baselines import is_baseline
+from .check_scratch import further
 from .errors import FinloraError
 from .spec import MethodPart, Spec, as_dict
 
@@ -24,6 +25,10 @@ UNREAD: dict[str, tuple[str, ...]] = {  # what each verb does not look at; a sec
     "evaluate": ("method", "optimizer", "calibrate", "train", "log", *(key for key in TEXT if key != "train.compile"), *WORDS),
     "pretrain": (
         "codec", "method", "calibrate", "evaluate", "model.name", "model.adapter", "model.online", "model.cache",
+        "data.tasks", "data.dir", "data.template", "data.too_long", "data.max_train",
+    ),
+    "pretrain further": (
+        "calibrate", "evaluate", "structure", "model.config", "model.tokenizer", "model.vocab_size", "model.adapter",
         "data.tasks", "data.dir", "data.template", "data.too_long", "data.max_train",
     ),
 }  # fmt: skip
@@ -65,10 +70,11 @@ def uncalibrated(spec: Spec, verb: str, codec: Any, config: Any) -> list[Finlora
 
 def _unread(spec: Spec, verb: str) -> list[FinloraError]:
     given, usual, out = as_dict(spec), as_dict(Spec()), []
+    unread = f"{verb} further" if verb == "pretrain" and further(spec) else verb
     for section, table in given.items():
         for key, value in table.items():
             name = f"{section}.{key}"
-            if (section in UNREAD.get(verb, ()) or name in UNREAD.get(verb, ())) and (key not in usual[section] or value != usual[section][key]):
+            if (section in UNREAD.get(unread, ()) or name in UNREAD.get(unread, ())) and (key not in usual[section] or value != usual[section][key]):
                 others = [f"`finlora {v}`" for v in ("finetune", "pretrain") if v != verb and not {section, name} & {*UNREAD[v]}]
                 out.append(FinloraError(f"{name} says nothing to `finlora {verb}`", f"leave it out; it is for {' and '.join(others)}"))
     return out

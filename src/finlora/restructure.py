@@ -193,10 +193,11 @@ def _stand(body: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def values(model: Model) -> int:
-    """Trained values of a model that is being trained, without guides: what it will hold."""
-    inside = {id(p) for name in model.structured for p in model.linears[name].adapters.parameters()}
+    """Trained values of a model that is being trained, without guides."""
+    trained = {name for name in model.structured if name in model.linears and model.linears[name].store is None}
+    inside = {id(p) for name in trained for p in model.linears[name].adapters.parameters()}
     others = sum(p.numel() for p in model.trainable().values() if id(p) not in inside)
-    return others + sum(s.count(cfg, *reversed(model.linears[name].shape)) for name, (s, cfg) in model.structured.items())
+    return others + sum(s.count(cfg, *reversed(model.linears[name].shape)) for name, (s, cfg) in model.structured.items() if name in trained)
 
 
 def multiply_adds(model: Model, row_tokens: int) -> int:

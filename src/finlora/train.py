@@ -7,6 +7,8 @@ clipping, validation, checkpoints.  It knows neither tasks nor methods; who call
 A run can be killed at any moment.  Everything that decides the next step is in the last checkpoint (trainable tensors, the
 frozen ones and the stored weights that a method changes on its way, optimiser, step, torch's random state), the order of
 the data is a function of (seed, step), and so a resumed run is bitwise the undisturbed one.
+
+The same loop runs on several processes: what one of them cannot answer by itself it asks its `Spread` (see parallel/).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import checkpoint, optim, wiring
+from . import checkpoint, optim
 from .data import Batch, collate, members, pack
 from .errors import FinloraError
 from .linear import EDIT, Linear
 from .logs import Logs
 from .loss import token_sums
 from .model import Model, head, hidden
+from .parallel import Alone, Team, check_weight
 from .text import Tokens
 
 ADAPTER = "default"  # the adapter that trains
@@ -45,9 +48,7 @@ def step(model: Model, batches: Sequence[Batch]) -> tuple[float, float]:
 
     The gradient is that of nats / weight over all the batches together.
     """
-    total = sum(float(b.weights.sum()) for b in batches)
-    if total <= 0:
-        raise FinloraError("no token of this step has a weight: there is nothing to learn", "check that the examples have answers")
+    total = check_weight(sum(float(b.weights.sum()) for b in batches))
     nats = 0.0
     for batch in batches:
         batch = batch.to(model.device)
@@ -123,11 +124,15 @@ def fit(
     progress: Any = None,
     logs: Logs | None = None,
     optimizer: tuple[Any, Any] | None = None,
+    team: Team | None = None,
+    order: Callable[[int, int, int, int], list[int]] | None = None,
 ) -> dict[str, Any]:
     """Train the model's trainable parameters on `train`; returns the receipt's "train" section.
 
     settings: a spec.Train. folder: the run's folder (checkpoints/, log.jsonl); None keeps nothing. validation: examples
     to watch. optimizer: its record and settings; None is adamw. A checkpoint found in the folder is resumed from.
+    team: of processes that all call this with the same arguments, and all end with the same model; the first one alone
+    writes. A checkpoint may be of another number of processes. order: which examples a step takes, as data.members, its default.
     Raises: FinloraError when the loss is not finite or explodes (the last good checkpoint is kept); Interrupted on
     Ctrl-C, after saving.
     """
@@ -135,14 +140,21 @@ def fit(
         raise FinloraError("there are no training examples", "check data.tasks, data.dir and data.max_train")
     if not model.trainable():
         raise FinloraError("nothing is trainable", "choose a method, such as lora")
-    torch.manual_seed(seed)  # dropout's draws; a checkpoint brings its own state
     if settings.patience and folder is None:
         raise FinloraError("train.patience goes back to the best checkpoint, and a run without a folder keeps none", "give a folder, or set patience = 0")
     total = settings.steps or max(1, math.ceil(len(train) * settings.epochs / settings.batch))
-    stepper = optim.make(model, settings, optimizer)
+    vocab, given, team = head(model).weight.shape[0], model, team or Team()
+
+    def cut(tokens: Sequence[Tokens]) -> list[Batch]:
+        return batches_of(tokens, row_tokens, settings.micro_rows, given.compiled is not None)
+
+    spread = team.spread(model, settings, row_tokens=row_tokens, cut=cut, same=(len(train), len(validation), total, seed, train[0], train[len(train) - 1]))
+    model = spread.model
+    torch.manual_seed(spread.seed(seed))  # dropout's draws; a checkpoint brings its own state
+    stepper = spread.optimizer(settings, optimizer)
     root = None if folder is None else folder / "checkpoints"
-    at = _resume(model, stepper, root) if root is not None else Progress()
-    logs = logs or Logs(folder)
+    at = _resume(stepper, root, spread) if root is not None else Progress()
+    logs, progress = (logs or Logs(folder), progress) if spread.writes else (Logs(None), None)
     logs.rewind(at.step)
     look = settings.validate_every or max(1, math.ceil(len(train) / settings.batch))
     save_every = settings.checkpoint_every or look
@@ -151,13 +163,14 @@ def fit(
     with _Interrupt() as interrupt:
         while at.step < total and not at.stopped:
             began = time.perf_counter()
-            chosen = [train[i] for i in members(at.step, settings.batch, len(train), seed)]
+            drawn = (order or members)(at.step, settings.batch, len(train), seed)
+            chosen = [train[i] for i in spread.share(drawn)]
             model.train()
-            nats, weight = step(model, batches_of(chosen, row_tokens, settings.micro_rows, model.compiled is not None))
+            nats, weight = step(model, cut(chosen)) if spread.alone else spread.step(chosen)
             loss = nats / weight
-            _check_loss(loss, at, settings, model, root)
-            wiring.tend(model, ADAPTER, at.step, total)
-            norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.clip or math.inf)
+            _check_loss(loss, at, settings, vocab, root)
+            spread.tend(ADAPTER, at.step, total)
+            norm = spread.clip(settings.clip)
             if not math.isfinite(norm):  # AdamW would carry it into every parameter, and the next checkpoint keep it
                 raise _broken(f"the gradient's norm became {float(norm)}", at, root)
             rate = optim.set_rate(stepper, settings.lr, optim.share(at.step, total, settings) * _rewarming(at))
@@ -165,12 +178,12 @@ def fit(
             stepper.zero_grad(set_to_none=True)
             at.step += 1
             if at.step < total:
-                renewed, rewarm = wiring.refresh(model, ADAPTER, at.step, total, seed)
+                renewed, rewarm = spread.refresh(ADAPTER, at.step, total, seed)
                 if renewed:
                     optim.forget(stepper, renewed)
                     at.renewed, at.rewarm = at.step, rewarm
-            n_tokens = sum(len(t.ids) - 1 for t in chosen)
-            at.tokens, at.examples = at.tokens + n_tokens, at.examples + len(chosen)
+            n_tokens = int(spread.sum(sum(len(t.ids) - 1 for t in chosen)))
+            at.tokens, at.examples = at.tokens + n_tokens, at.examples + len(drawn)
             spent = time.perf_counter() - began
             at.seconds += spent
             at.first = [*at.first, loss][:5]
@@ -180,17 +193,22 @@ def fit(
                 progress.step(at.step, loss=loss, lr=rate, tokens_per_s=n_tokens / spent, eta=(total - at.step) * at.seconds / at.step)
             looked = bool(validation) and (at.step % look == 0 or at.step == total)
             if looked:
-                _look(model, validation, row_tokens, settings, at, logs, progress)
-            if root is not None and (looked or at.step % save_every == 0 or at.step == total or at.stopped or interrupt.asked):
-                _save(model, stepper, root, at, settings)
-            if interrupt.asked and at.step < total:
+                model.eval()
+                value = mean_nats(model, validation, row_tokens, settings.micro_rows) if spread.alone else spread.mean_nats(validation)
+                _look(value, settings, at, logs, progress)
+            asked = spread.any(interrupt.asked)
+            if root is not None and (looked or at.step % save_every == 0 or at.step == total or at.stopped or asked):
+                _save(stepper, root, at, settings, spread)
+            if asked and at.step < total:
+                spread.finish()
                 where = f"saved at step {at.step} of {total} in `{folder}`" if folder else "nothing was saved: the run has no folder"
                 raise Interrupted(f"stopped by the user, {where}", "run the same command again, without overwrite, to resume")
     if settings.patience and at.best_step not in (-1, at.step):
-        _put(model, checkpoint.load(root / f"step-{at.best_step:08d}")[0])
+        _put(model, spread.local(checkpoint.load(spread.agreed(root / f"step-{at.best_step:08d}"))[0]))
+    spread.finish()
     if progress:
         progress.done()
-    model.eval()
+    given.eval()
     curve = logs.curve()
     return {
         "steps": at.step,
@@ -204,12 +222,12 @@ def fit(
         "val": at.val,
         "best_step": at.best_step if validation else None,
         "stopped": at.stopped,
+        **spread.told(),
     }
 
 
-def _look(model, validation, row_tokens, settings, at: Progress, logs: Logs, progress: Any) -> None:
-    model.eval()
-    value = mean_nats(model, validation, row_tokens, settings.micro_rows)
+def _look(value: float, settings: Any, at: Progress, logs: Logs, progress: Any) -> None:
+    """Note a validation loss, and whether to go on."""
     at.val.append([at.step, value])
     logs.write(step=at.step, val_loss=value)
     if progress:
@@ -222,11 +240,11 @@ def _look(model, validation, row_tokens, settings, at: Progress, logs: Logs, pro
             at.stopped = f"no better validation loss in {at.worse} looks"
 
 
-def _check_loss(loss: float, at: Progress, settings: Any, model: Model, root: Path | None) -> None:
+def _check_loss(loss: float, at: Progress, settings: Any, vocab: int, root: Path | None) -> None:
     """Refuse to take a step from a loss that is not a number, or far above where the run began."""
     first = sum(at.first) / len(at.first) if at.first else math.inf
     # Twice the uniform guess is the floor: a run that starts near zero may rise without harm.
-    limit = settings.max_loss or max(4 * first, 2 * math.log(head(model).weight.shape[0]))
+    limit = settings.max_loss or max(4 * first, 2 * math.log(vocab))
     if math.isfinite(loss) and loss <= limit:
         return
     raise _broken(f"the loss exploded to {loss:.1f} nats (limit {limit:.1f})" if math.isfinite(loss) else f"the loss became {loss}", at, root)
@@ -243,7 +261,8 @@ def _rewarming(at: Progress) -> float:
     return min(1.0, (at.step - at.renewed + 1) / at.rewarm) if at.rewarm else 1.0
 
 
-def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progress, settings: Any) -> None:
+def _save(optimizer: torch.optim.Optimizer, root: Path, at: Progress, settings: Any, spread: Alone) -> None:
+    model = spread.model
     rng = {"cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(model.device)
@@ -258,8 +277,10 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, root: Path, at: Progre
     }
     begun = {f"{key}/{name}": p for key, linear in _edited_once(model).items() for name, p in _edit_of(linear).items()}
     tensors.update({group: named for group, named in (("frozen", kept), ("stored", stored), ("begun", begun)) if named})
-    checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
-    checkpoint.tidy(root, settings.keep, {f"step-{at.best_step:08d}"})
+    tensors = spread.gathered(tensors)
+    if spread.writes:
+        checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
+        checkpoint.tidy(root, settings.keep, {f"step-{at.best_step:08d}"})
 
 
 def _changing(model: Model) -> dict[str, Linear]:
@@ -307,11 +328,13 @@ def _edits(linear: Linear) -> bool:
     return linear.how[ADAPTER][0].refresh is not None and EDIT[0] in linear.adapters[ADAPTER]
 
 
-def _resume(model: Model, optimizer: torch.optim.Optimizer, root: Path) -> Progress:
-    folder = checkpoint.latest(root)
+def _resume(optimizer: torch.optim.Optimizer, root: Path, spread: Alone) -> Progress:
+    folder = spread.agreed(checkpoint.latest(root) if spread.writes else None)
     if folder is None:
         return Progress()
+    model = spread.model
     tensors, meta = checkpoint.load(folder)
+    tensors = spread.local(tensors)
     _put(model, tensors)
     optim.load_state(optimizer, tensors["optimizer"])
     torch.set_rng_state(tensors["rng"]["cpu"])

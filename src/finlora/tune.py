@@ -53,7 +53,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
         spec.model.name, codec=None if outside else spec.codec.kind, codec_config=codec_config, device=spec.run.device, dtype=spec.run.dtype,
         method=None if outside or spec.model.adapter else spec.method.kind, method_config=method_config, targets=spec.method.targets,
         patterns=spec.method.patterns, also=spec.method.also, stats=stats, seed=spec.run.seed, online=spec.model.online,
-        adapter=spec.model.adapter or None, cache=models.CACHE[spec.model.cache],
+        adapter=spec.model.adapter or None, cache=models.CACHE[spec.model.cache], factors=spec.method.factors,
     )  # fmt: skip
     for line in model.notes if progress else ():
         progress.note(f"note: {line}")

@@ -61,7 +61,8 @@ def _matches(name: str, rule: str) -> bool:
     if rule in ("attention", "mlp"):
         attention = re.search(ATTENTION, name) is not None
         return attention if rule == "attention" else not attention and re.search(BLOCK, name) is not None
-    return rule == "all-linear" or name == rule or name.endswith("." + rule)
+    whole = name[:-2] if name.endswith((".A", ".B")) else name  # a factor goes by its linear's name too
+    return rule == "all-linear" or any(n == rule or n.endswith("." + rule) for n in (name, whole))
 
 
 def config_at(config: Any, name: str, patterns: Mapping[str, Mapping[str, Any]] | None) -> Any:

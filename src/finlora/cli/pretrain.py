@@ -17,9 +17,10 @@ def command(
         bool, typer.Option("--overwrite", help="Replace what another run left in the folder.")
     ] = False,
 ) -> None:
-    """Train a model from scratch on text, by the same loop.
+    """Train a model on text: a new one, low-rank or dense, or another one further. Under torchrun, on several processes.
 
-    [dim]finlora pretrain recipes/base.toml --set train.steps=2000 -o runs/base[/dim]
+    [dim]finlora pretrain recipes/base.toml --set train.steps=2000 -o runs/base
+    torchrun --nproc-per-node 2 -m finlora pretrain recipes/base.toml --set parallel.pipeline=2[/dim]
     """
     from ..spec import load_spec
 

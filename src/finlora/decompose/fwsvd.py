@@ -1,0 +1,38 @@
+"""FWSVD: truncated SVD after each output is scaled by how much the loss minds it.
+
+    d_o = (sum_i (dL/dW_oi)^2)^{1/2},   diag(d) W = U S V^T,   B = diag(d)^{-1} U_k S_k^{1/2},   A = S_k^{1/2} V_k^T
+
+Source: 2207.00112 (Fisher-weighted SVD; the rows of a weight that is written (out, in) are its outputs).
+Differs from the authors': they sum the squared gradients of single batches, an estimate of the Fisher information;
+calibration keeps the gradient of the mean loss alone, whose square is a coarser one (contributions of both signs cancel before
+they are squared).  A row without gradient counts as 1e-6 of the largest, so that it can be given back.
+
+Shapes: W_OI, grad_OI, A_RI, B_OR; d_O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..seam import Stats
+from . import Decomposition, Factors, wide
+from ._shared import split
+
+
+@dataclass(frozen=True)
+class FWSVD:
+    """Nothing to choose."""
+
+
+def solve(cfg: FWSVD, W_OI: Tensor, stats: Stats | None, rank: int) -> Factors:
+    """Factors of the given rank; errors are |diag(d) (W - B A)|^2."""
+    d = wide(stats.grad_OI.to(W_OI.device)).norm(dim=1)
+    most = float(d.max())
+    d = d.clamp(min=1e-6 * most) if most > 0 else torch.ones_like(d)
+    return split(d[:, None] * W_OI, rank, undo_out=d)
+
+
+DECOMPOSITION = Decomposition("fwsvd", FWSVD, solve, needs=("grad_OI",), paper="2207.00112")

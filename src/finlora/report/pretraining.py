@@ -1,0 +1,97 @@
+"""A pretraining study as one folder to publish: structured arms against dense at equal tokens, FLOPs, wall time and memory.
+
+    report("runs/claim", "results/cpu/claim")      writes report.md, report.html, report.json and runs.csv
+
+The conclusion is made from the figures by a rule (pretraining_claim.py), so that it cannot say what they do not; report.json
+holds all figures.  Nothing is trained or measured here; parameters without embeddings and bytes under codecs are counted on the
+architecture's outline (pretraining_sizes.py).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finlora import receipt, registry
+from finlora.report import pretraining_claim, pretraining_compare, pretraining_page, pretraining_sizes, pretraining_text
+from finlora.report.pretraining_compare import STATE, interval
+from finlora.report.pretraining_data import Study, Trained, load
+from finlora.report.tables import part
+
+FILES = ("report.md", "report.html", "report.json", "runs.csv")
+
+
+def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[str] = (), reference: str = "") -> dict[str, Any]:
+    """Write the report of a pretraining study's folder into `out` (default: the folder itself) and return its figures.
+
+    codecs: those that bytes are told for, none: the ones of fewest bits in 8 and in 4. reference: the dense arm to compare with.
+    Raises: FinloraError where the folder holds no study, its runs cannot be compared, or a codec is unknown.
+    """
+    codecs = tuple(codecs) or pretraining_sizes.usual_codecs()
+    for codec in codecs:
+        registry.pick("codec", codec)
+    study = load(folder, reference)
+    sizes = [_size(study, size) for size in study.sizes]
+    by_size = {size["size"]: size for size in sizes}
+    structures = list(dict.fromkeys(r.kind for r in study.runs if r.linears))
+    said: dict[str, Any] = {
+        "study": study.name, "reference": study.reference, "budgets": list(study.budgets), "searched": study.searched, "seeds": list(study.seeds), "codecs": list(codecs),
+        "sizes": [{k: v for k, v in size.items() if k != "shapes"} for size in sizes],
+        "arms": [_arm(study, size, arm, codecs) for size in sizes for arm in study.arms if study.of(size["size"], arm)],
+        "comparisons": pretraining_compare.compare(study, lambda run: _state(run, by_size[run.size]["shapes"])),
+        "speeds": pretraining_compare.speeds(study),
+        "trend": pretraining_compare.trends(study, {size["size"]: size["non_embedding"] for size in sizes}),
+        "table_structure": structures[0] if structures else "", "table": pretraining_sizes.parameter_table(structures[0], codecs=codecs) if structures else [],
+        "chosen": dict(study.chosen), "failed": list(study.failed), "missing": study.missing(),
+        "machines": sorted({f"{part(s, 'device').get('gpu') or part(s, 'device').get('cpu') or 'unknown'}" for s in study.held.raw.values()}),
+    }  # fmt: skip
+    said["claim"] = pretraining_claim.judged(said)
+    said["conclusion"] = pretraining_claim.sentences(said)
+    said["notes"] = pretraining_claim.notes(said)
+    texts = {
+        "report.md": pretraining_text.markdown(said),
+        "report.html": pretraining_page.page(study, said),
+        "report.json": json.dumps(receipt.plain(said), indent=1, ensure_ascii=False) + "\n",
+        "runs.csv": pretraining_text.to_csv(study, by_size),
+    }
+    for name, text in texts.items():
+        receipt.write_text(Path(out or folder) / name, text)
+    return said
+
+
+def _size(study: Study, size: str) -> dict[str, Any]:
+    """What the dense model of a size holds."""
+    run = next(r for r in study.runs if r.size == size)
+    vocabulary = pretraining_sizes.vocabulary(run.config, run.dense)
+    shapes, embeddings, params = pretraining_sizes.layout(run.config, vocabulary)
+    return {
+        "size": size, "config": dict(run.config), "vocabulary": vocabulary, "params": params, "embeddings": embeddings, "non_embedding": params - embeddings,
+        "linears": sum(o * i for o, i in shapes.values()), "shapes": shapes,
+    }  # fmt: skip
+
+
+def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str]) -> dict[str, Any]:
+    runs = list(study.of(size["size"], arm).values())
+    first = runs[0]
+    bits = [r.bits for r in runs if r.bits is not None]
+    peaks = [r.peak_bytes for r in runs if r.peak_bytes]
+    plain = next(r.optimizer for r in study.runs if r.arm == study.reference)
+    return {
+        "size": size["size"], "arm": arm, "kind": first.kind, "optimizer": first.optimizer, "structured": bool(first.linears), "compared": arm not in study.budgets,
+        "budget": arm in study.budgets, "family": first.kind if first.optimizer == plain else f"{first.kind}, {first.optimizer}", "chosen": first.chosen,
+        "seeds": len(runs), "loss": interval([r.loss for r in runs]), "bits_per_byte": interval(bits) if len(bits) == len(runs) else None,
+        "tokens": statistics.fmean(r.tokens for r in runs), "steps": first.steps, "seconds": statistics.fmean(r.seconds for r in runs),
+        "params": first.params, "non_embedding": first.params - size["embeddings"], "smaller": first.dense / first.params,
+        "smaller_linears": size["linears"] / (size["linears"] - first.dense + first.params), "flops_per_token": 6 * first.work,
+        "tokens_per_s": statistics.median(r.rate for r in runs), "peak_bytes": max(peaks, default=None), "state_bytes": _state(first, size["shapes"]),
+        "bytes": {codec or "16": pretraining_sizes.stored(codec, first.kind, first.linears, size["shapes"], first.params) for codec in ("", *codecs)},
+        "runs": [r.run for r in runs],
+    }  # fmt: skip
+
+
+def _state(run: Trained, shapes: pretraining_sizes.Shapes) -> float:
+    """Bytes that training holds for each value, and what the structures hold and do not train."""
+    return STATE * run.params + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)

@@ -1,0 +1,347 @@
+"""Compressing a model: what is written is what was decomposed, within the budget, whoever decomposed it; and what is refused."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+import torch
+
+from finlora import model as models
+from finlora.calibrate import collect
+from finlora.compress import Compress, compress, look
+from finlora.decompose import _shared
+from finlora.errors import FinloraError
+from finlora.registry import names, pick
+from finlora.seam import Stats
+from finlora.train import mean_nats
+
+WORDS = "net sales rose fell profit quarter guidance costs orders dividend share price first board expects decline".split()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Forty documents of drawn words."""
+    g = torch.Generator().manual_seed(0)
+    file = tmp_path_factory.mktemp("text") / "news.jsonl"
+    lines = []
+    for k in range(40):
+        words = [WORDS[i] for i in torch.randint(len(WORDS), (60,), generator=g)]
+        lines.append(json.dumps({"id": f"{k}", "source": "even" if k % 2 == 0 else "odd", "text": " ".join(words) + "."}))
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def base(make_model, tmp_path_factory):
+    """base(family) -> the folder of a toy model."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("models") / family
+            models.save(make_model(family), made[family])
+        return str(made[family])
+
+    return folder
+
+
+def settings(base, text, out, family="llama", **more):
+    common = {"keep": 0.5, "tokens": 1500, "val_tokens": 600, "row_tokens": 128, "validation": 0.2, "dtype": "float32", "device": "cpu"}
+    return Compress(**{"model": base(family), "out": str(out), "text": (text,), **common, **more})
+
+
+def opened(folder, **more):
+    return models.open_model(str(folder), codec="none", dtype="float32", device="cpu", **more)
+
+
+def product(model, name):
+    return model.linears[name].store.dense(torch.float32)
+
+
+def rows_of(s, model):
+    return look.texts(s, model.tokenizer, 128)[:2]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_what_is_written_is_what_was_decomposed(base, text, tmp_path, family):
+    """Products are the closed form's of the original weights and moments, errors are those told, and the folder opens to the
+    model that was measured; as dense weights, to the same for transformers."""
+    s = settings(base, text, tmp_path / "out", family)
+    said = compress(s)
+    assert json.loads((tmp_path / "out" / "compress.json").read_text())["linears"] == json.loads(json.dumps(said["linears"]))
+    before, after = opened(s.model), opened(tmp_path / "out" / "model")
+    rows, held = rows_of(s, before)
+    seen = collect(before, rows, ("moment_II",), row_tokens=128)
+    swift = pick("decomposition", "swift")
+    assert set(said["linears"]) == set(before.linears) and len(rows) > 4 and len(held) > 1
+    for name, one in said["linears"].items():
+        W, C = product(before, name).double(), seen[name].moment_II.double()
+        A, B = swift.factor(swift.config(), product(before, name), Stats(C), one["rank"])
+        got = product(after, name)
+        assert torch.allclose(got, B @ A, rtol=1e-4, atol=1e-5), name
+        error = math.sqrt(float(_shared.output_error(got.double(), torch.eye(len(W)).double(), W, C) / _shared.output_error(0 * W, torch.eye(len(W)).double(), W, C)))
+        assert one["error"] == pytest.approx(error, rel=1e-4, abs=1e-6), name
+        assert one["params"] == one["rank"] * sum(W.shape)
+    assert said["after"]["nats"] == pytest.approx(mean_nats(after, held, 128), abs=1e-6)
+    assert said["before"]["nats"] == pytest.approx(mean_nats(before, held, 128), abs=1e-6)
+    assert said["after"]["perplexity"] == pytest.approx(math.exp(said["after"]["nats"]))
+    total = sum(o * i for o, i in (one["shape"] for one in said["linears"].values()))
+    assert said["model"]["linears_before"] == total and 0.45 * total < said["model"]["linears_after"] <= 0.5 * total
+    assert said["model"]["params_after"] == sum(p.numel() for p in after.body.parameters()) + sum(k.store.size for k in after.linears.values())
+    dense = compress(settings(base, text, tmp_path / "dense", family, form="dense"))
+    assert dense["after"]["nats"] == pytest.approx(said["after"]["nats"], abs=1e-5)  # measured: 1e-7
+    plain = models.open_model(str(tmp_path / "dense" / "model"), dtype="float32", device="cpu")
+    assert not plain.linears and mean_nats(plain, held, 128) == pytest.approx(dense["after"]["nats"], abs=1e-6)
+
+
+def test_every_decomposition(base, text, tmp_path):
+    """Swift's outputs err least in every linear, whatever the others minimise."""
+    said = {kind: compress(settings(base, text, tmp_path / kind, decomposition=kind, validation=0.0)) for kind in names("decomposition")}
+    for kind, one in said.items():
+        assert one["before"] == one["after"] == {} and one["model"]["kept"] <= 0.5
+        for name, linear in one["linears"].items():
+            least = said["swift"]["linears"][name]["error"]
+            assert 0 < least <= linear["error"] * (1 + 1e-6) and linear["seconds"] > 0, (kind, name)
+
+
+def test_sequential_calibrates_on_the_compressed_blocks(base, text, tmp_path):
+    """The second block is decomposed by what the compressed first gives it, the first by the same as ever."""
+    s = settings(base, text, tmp_path / "sequential", sequential=True)
+    compress(s)
+    compress(settings(base, text, tmp_path / "plain"))
+    before, after, plain = opened(s.model), opened(tmp_path / "sequential" / "model"), opened(tmp_path / "plain" / "model")
+    rows, _ = rows_of(s, before)
+    seen = collect(after, rows, ("moment_II",), row_tokens=128)
+    swift = pick("decomposition", "swift")
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"):
+        rank = after.structured[name][1].rank
+        A, B = swift.factor(swift.config(), product(before, name), seen[name], rank)
+        first = ".0." in name
+        # a block's own linears are calibrated together: by the uncompressed ones before them in the block
+        assert torch.allclose(product(after, name), B @ A, rtol=1e-4, atol=1e-4) != first, name
+        assert torch.allclose(product(after, name), product(plain, name), rtol=1e-4, atol=1e-5) == first, name
+
+
+def test_two_workers_give_the_same_bits(base, text, tmp_path):
+    one = compress(settings(base, text, tmp_path / "one", decomposition="svd_llm", allocation="spectrum"))
+    two = compress(settings(base, text, tmp_path / "two", decomposition="svd_llm", allocation="spectrum", workers=2))
+    file = "model/structured.safetensors"
+    assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert one["after"] == two["after"]
+    assert [k["error"] for k in one["linears"].values()] == [k["error"] for k in two["linears"].values()]
+
+
+@pytest.mark.parametrize("allocation, sequential", [("spectrum", False), ("loss", True)])
+def test_allocations_spend_the_same_budget(base, text, tmp_path, allocation, sequential):
+    said = compress(settings(base, text, tmp_path / "out", allocation=allocation, sequential=sequential, floor=0.25, keep=0.4))
+    ranks = {name: one["rank"] for name, one in said["linears"].items()}
+    even = {(o, i): int(0.4 * o * i / (o + i)) for o, i in (one["shape"] for one in said["linears"].values())}
+    assert len({ranks[n] for n in ranks if n.endswith("proj")}) > 2, "ranks differ beyond what shapes ask for"
+    assert all(k is None or k >= int(0.25 * even[tuple(said["linears"][n]["shape"])]) for n, k in ranks.items())
+    total = sum(o * i for o, i in (one["shape"] for one in said["linears"].values()))
+    assert 0.4 * total - 80 < said["model"]["linears_after"] <= 0.4 * total
+    after = opened(tmp_path / "out" / "model")
+    assert {n: after.structured[n][1].rank for n in after.structured} == {n: k for n, k in ranks.items() if k}
+
+
+def test_search_takes_the_best_of_what_it_tried(base, text, tmp_path):
+    """Judged on one half of the held-out text, measured on the other; linears that stay dense keep their weight."""
+    s = settings(base, text, tmp_path / "out", allocation="search", alphas=(0.0, 1.0), keep=0.85)
+    told = []
+    said = compress(s, type("Progress", (), {"note": lambda self, line: told.append(line)})())
+    assert [one["allocation"] for one in said["search"]] == ["uniform", "spectrum", "loss, alpha = 0", "loss, alpha = 1"]
+    after, before = opened(tmp_path / "out" / "model"), opened(s.model)
+    _, held = rows_of(s, before)
+    assert mean_nats(after, held[::2], 128) == pytest.approx(min(one["nats"] for one in said["search"]), abs=1e-6)
+    assert said["after"]["nats"] == pytest.approx(mean_nats(after, held[1::2], 128), abs=1e-6)
+    whole = [n for n, one in said["linears"].items() if one["rank"] is None]
+    for name in whole:
+        assert torch.equal(product(after, name), product(before, name)) and said["linears"][name]["error"] == 0
+    assert sum("nats a token" in line for line in told) == 4
+    with pytest.raises(FinloraError, match="^allocation = search compares allocations on held-out text"):
+        compress(settings(base, text, tmp_path / "none", allocation="search", validation=0.0))
+
+
+def test_ranks_that_would_not_save_stay_dense(base, text, tmp_path):
+    said = compress(settings(base, text, tmp_path / "out", keep=0.98, allocation="spectrum"))
+    whole = [n for n, one in said["linears"].items() if one["rank"] is None]
+    assert whole and all(said["linears"][n]["params"] == math.prod(said["linears"][n]["shape"]) for n in whole)
+    assert said["model"]["kept"] <= 0.98
+
+
+def test_targets_leave_the_others_alone(base, text, tmp_path):
+    s = settings(base, text, tmp_path / "out", targets="mlp")
+    said = compress(s)
+    after, before = opened(tmp_path / "out" / "model"), opened(s.model)
+    assert set(said["linears"]) == set(after.structured) == {n for n in before.linears if ".mlp." in n}
+    for name in set(before.linears) - set(after.structured):
+        assert torch.equal(product(after, name), product(before, name))
+
+
+@pytest.mark.parametrize("form", ["factors", "dense"])
+def test_numbers_are_written_as_the_model_keeps_them(base, text, tmp_path, form):
+    """A bfloat16 checkpoint gives bfloat16 factors whatever it was computed in, and what was measured is what was written."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "narrow"
+    shutil.copytree(base("llama"), folder)
+    held = {name: t.bfloat16() for name, t in load_file(folder / "model.safetensors").items()}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    s = settings(base, text, tmp_path / "out", model=str(folder), form=form)
+    said = compress(s)
+    file = tmp_path / "out" / "model" / ("structured.safetensors" if form == "factors" else "model.safetensors")
+    assert {t.dtype for t in load_file(file).values()} == {torch.bfloat16} and said["stored"] == "bfloat16"
+    after = opened(tmp_path / "out" / "model")
+    assert mean_nats(after, rows_of(s, after)[1], 128) == pytest.approx(said["after"]["nats"], abs=1e-6)
+    wide = compress(settings(base, text, tmp_path / "wide", model=str(folder), form=form, store="float32"))
+    assert wide["stored"] == "float32" and wide["after"]["nats"] != said["after"]["nats"]
+
+
+def test_the_factors_can_be_healed(base, text, tmp_path):
+    """Opened to train, every factor has a gradient, and both factors of a linear of like size."""
+    from finlora.data import collate
+    from finlora.loss import token_sums
+
+    s = settings(base, text, tmp_path / "out")
+    compress(s)
+    model = opened(tmp_path / "out" / "model", method="full")
+    batch = collate([rows_of(s, model)[0][:1]])
+    token_sums(models.hidden(model, batch), models.head(model), batch.targets, batch.weights)[0].backward()
+    for name in model.structured:
+        A, B = (model.trainable()[f"body.{name}.adapters.default.{key}"] for key in "AB")
+        assert float(A.grad.norm()) > 0 and float(B.grad.norm()) > 0, name
+        assert torch.allclose(A.norm(dim=1), B.norm(dim=0), rtol=1e-3), name
+
+
+def test_a_compressed_model_can_be_compressed_again(base, text, tmp_path):
+    compress(settings(base, text, tmp_path / "one", keep=0.6))
+    said = compress(settings(base, text, tmp_path / "two", keep=0.3, model=str(tmp_path / "one" / "model")))
+    assert said["model"]["linears_after"] < 0.31 / 0.6 * said["model"]["linears_before"] * 1.1
+    assert opened(tmp_path / "two" / "model").structured
+
+
+# -- the text ------------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_documents_are_whole_and_the_seed_draws_them(base, text, tokenizer):
+    def ids(rows):
+        return {r.id.rsplit(":", 1)[0] for r in rows}
+
+    s = settings(base, text, "x", tokens=100_000, val_tokens=100_000)
+    rows, held, told = look.texts(s, tokenizer, 32)
+    assert not ids(rows) & ids(held) and len(ids(rows) | ids(held)) == 40 == told["documents"]
+    assert look.texts(s, tokenizer, 32)[:2] == (rows, held)
+    assert ids(look.texts(settings(base, text, "x", seed=1), tokenizer, 32)[1]) != ids(held)
+    few, _, told = look.texts(settings(base, text, "x", tokens=700), tokenizer, 32)
+    assert 700 <= told["tokens"] < 700 + 32 and len(ids(few)) > 8, "no document gives it all"
+    only = look.texts(settings(base, text, "x", sources=("odd",)), tokenizer, 32)
+    assert {r.id.split("/")[0] for r in only[0]} == {"odd"}
+    own = look.texts(settings(base, text, "x", tokens=100_000, val_text=(text,)), tokenizer, 32)
+    assert len(ids(own[0])) == 40 and ids(own[1]) <= ids(own[0]), "text to measure on of its own leaves all of the other to calibrate on"
+
+
+def test_short_text_works_and_says_so_once(base, tmp_path):
+    (tmp_path / "short.txt").write_text("Net sales rose and profit fell.", encoding="utf-8")
+    s = settings(base, str(tmp_path / "short.txt"), tmp_path / "out", row_tokens=8)
+    told = []
+    said = compress(s, type("Progress", (), {"note": lambda self, line: told.append(line)})())
+    note = f"has {said['text']['tokens']} tokens, fewer than the 48 inputs of model.layers.0.mlp.down_proj"
+    assert sum(note in line for line in told) == 1 and sum(note in line for line in said["notes"]) == 1
+    assert said["text"]["tokens"] < 48 and said["text"]["val_tokens"] > 0 and math.isfinite(said["after"]["nats"])
+    (tmp_path / "one.txt").write_text("Net", encoding="utf-8")
+    said = compress(settings(base, str(tmp_path / "one.txt"), tmp_path / "one", row_tokens=8))
+    assert said["after"] == {} and said["text"]["rows"] == 1
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"keep": 0.0}, "keep must be above 0"),
+        ({"keep": 1.0}, "keep must be above 0 and below 1, got 1.0"),
+        ({"keep": math.nan}, "keep must be"),
+        ({"keep": "half"}, "keep = "),
+        ({"text": ()}, "text must be filled in"),
+        ({"allocation": "best"}, "allocation must be one of uniform, spectrum, loss, search"),
+        ({"alphas": (0.5, 2.0)}, "alphas must be from 0 to 1, got 2"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"form": "gguf"}, "form must be one of factors, dense"),
+        ({"tokens": 1}, "tokens must be at least 2"),
+    ],
+)
+def test_settings_check_themselves(change, message):
+    with pytest.raises(FinloraError, match=f"^{re.escape(message)}"):
+        Compress(**{"text": ("x",), **change})
+
+
+def test_refusals_are_one_line_and_leave_nothing_behind(base, text, tmp_path):
+    out = tmp_path / "out"
+
+    def refused(message, text=text, **change):
+        with pytest.raises(FinloraError, match=message) as e:
+            compress(settings(base, text, out, **change))
+        assert "\n" not in str(e.value) and not out.exists()
+
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text("  \n ")
+    refused("empty.txt` is empty", text=str(tmp_path / "empty.txt"))
+    refused("^text: no document is left", text=str(tmp_path / "blank.txt"))
+    refused("^text: no document is left", sources=("none",))
+    refused("no file or folder", text=str(tmp_path / "nowhere"))
+    refused("there is no folder", model=str(tmp_path / "nowhere"))
+    refused("keep is 0.01, and rank 1 everywhere keeps 0.0", keep=0.01)
+    refused("did you mean `swift`", decomposition="swft")
+    refused("options.ridgee", options={"ridgee": 1})
+    refused("^ridge must be a number", options={"ridge": -1})
+    refused("^targets: `conv` matches no linear", targets="conv")
+
+
+def test_a_folder_that_is_not_free(base, text, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FinloraError, match=r"^out: `.*` is not empty \(`mine.txt`\)"):
+        compress(settings(base, text, tmp_path))
+    with pytest.raises(FinloraError, match="is a file"):
+        compress(settings(base, text, tmp_path / "mine.txt"))
+    first = compress(settings(base, text, tmp_path, overwrite=True, keep=0.3))
+    again = compress(settings(base, text, tmp_path, overwrite=True, keep=0.6))
+    assert (tmp_path / "mine.txt").read_text() == "mine" and again["model"]["kept"] > first["model"]["kept"]
+
+
+@pytest.fixture
+def damaged(base, tmp_path):
+    """damaged(name, value) -> a folder whose tensor `name` holds one `value`."""
+
+    def make(name, value):
+        from safetensors.torch import load_file, save_file
+
+        folder = tmp_path / "damaged"
+        shutil.copytree(base("llama"), folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[3] = value
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"])
+def test_weights_that_are_not_finite(base, text, tmp_path, damaged, name):
+    where = "model.layers.1.mlp.up_proj: a weight" if "up_proj" in name else "model.layers.1.self_attn.q_proj: its inputs are not finite"
+    with pytest.raises(FinloraError, match=f"^{re.escape(where)}"):
+        compress(settings(base, text, tmp_path / "out", model=damaged(name, math.nan)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_is_refused(base, text, tmp_path, tokenizer):
+    import transformers
+
+    config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(FinloraError, match="is no causal language model"):
+        compress(settings(base, text, tmp_path / "out", model=str(tmp_path / "bert")))
+    assert not (tmp_path / "out").exists()
