@@ -118,6 +118,7 @@ ONLY_IN = {  # third-party package -> the only places that may import it
 }
 NO_TORCH = LAYERS["values"] | {
     "text",
+    "shards",
     "tasks",
     "score",
     "seeds",

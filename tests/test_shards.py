@@ -677,6 +677,6 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 def test_five_gigabytes_under_one_and_a_half(tmp_path):
     told = law(tmp_path, 5_000_000_000, 2)
     print(told)
-    assert told["after"] + 2 * told["worker"] < 1.5e9
+    assert told["after"] + 2 * told["worker"] < 1.5e9  # measured 109e6 and 48e6 a worker (n = 1)
     for file in [*tmp_path.glob("out/*"), tmp_path / "a.jsonl"]:
         file.unlink()

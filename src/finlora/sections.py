@@ -143,7 +143,7 @@ class Data:
         (), "how often each task's training examples count in an epoch (2.5: twice, and half of them a third time); empty: once", added=True
     )
     dir: str = setting("", "folder of data files; empty: the sets that ship with the package")
-    text: tuple[str, ...] = setting((), "pretraining: text or jsonl files (field `text`), or folders of them")
+    text: tuple[str, ...] = setting((), "pretraining: files or folders of text, jsonl (.gz, .zst), Parquet, Arrow or Feather, with a field `text`")
     sources: tuple[str, ...] = setting((), "pretraining: only rows whose `source` is one of these; empty: all")
     exclude_sources: tuple[str, ...] = setting((), "pretraining: no rows whose `source` is one of these")
     template: str = setting(
@@ -163,7 +163,7 @@ class Data:
     shards: str = setting("", "pretraining: folder that keeps the text as tokens and is mapped from there, for text larger than memory; made where it is missing", result=False)
     text_weights: dict[str, Any] = setting({}, "pretraining: how often a file or folder of data.text counts, by its name there; only with data.shards", added=True)
     join: bool = setting(False, "pretraining: rows run on over the ends of documents; only with data.shards", added=True)
-    dedup: str = setting("none", "pretraining: leave out documents that occur already; only with data.shards", choices=("none", "exact", "near"), added=True)
+    dedup: str = setting("none", "pretraining: leave out documents that occur already; only with data.shards", choices=("none", "exact"), added=True)
     workers: int = setting(1, "processes that turn text into tokens", low=1, high=1024, result=False)
 
 

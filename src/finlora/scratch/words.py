@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +92,10 @@ def _mapped(spec: specs.Spec, tokenizer: Any, progress: Any) -> Corpus:
     folder, data = Path(spec.data.shards).expanduser(), spec.data
     if data.text:
         weights = {key: float(value) for key, value in data.text_weights.items()}
-        made = shards.tokenise(
+        shards.tokenise(
             data.text, tokenizer, folder, workers=data.workers, dedup=data.dedup, validation=data.validation, max_tokens=data.max_tokens,
             weights=weights, only=data.sources, exclude=data.exclude_sources, progress=progress,
         )  # fmt: skip
-        for line in made.get("run", {}).get("notes", ()) if progress else ():
-            progress.note(f"note: {line}")
     train, held = shards.open_shards(folder, data.row_tokens, join=data.join, tokenizer=tokenizer)
     if not len(train):
         raise _none()
@@ -107,7 +104,7 @@ def _mapped(spec: specs.Spec, tokenizer: Any, progress: Any) -> Corpus:
         for split, part in (("train", train), ("validation", held))
     ]
     watched = shards.thinned(held, WATCHED) if len(held) else []
-    return Corpus(train, watched, told, train.predictions, held.predictions, sum(held.bytes.values()), partial(order.members))
+    return Corpus(train, watched, told, train.predictions, held.predictions, sum(held.bytes.values()), order.members)
 
 
 def _none() -> FinloraError:
