@@ -25,13 +25,17 @@ def here(tmp_path, monkeypatch):
     """An empty folder with the recipes and studies beside it, as after a clone."""
     for folder in ("recipes", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    texts = tmp_path / "my/texts"
+    texts.mkdir(parents=True)
+    for k in range(8):
+        (texts / f"{k}.txt").write_text(" ".join(f"Net sales of segment {k} rose to {k * j} million in quarter {j}." for j in range(60)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_every_verb_is_shown():
     shown = {words[0] for words in commands()}
-    assert {"list", "check", "doctor", "finetune", "evaluate", "report", "generate", "fidelity", "export", "study"} <= shown
+    assert {"list", "check", "doctor", "finetune", "evaluate", "report", "generate", "fidelity", "export", "study", "pretrain", "compress"} <= shown
 
 
 def test_list_and_check_run(here, capsys):
@@ -49,6 +53,8 @@ def test_the_blocks_run_in_order(here):
             continue
         if words[0] == "finetune":
             words = [*words, "--set", "train.steps=2", "--set", "evaluate.limit=8"]
+        if words[0] == "pretrain":
+            words = [*words, "--set", "train.steps=2", "--set", "train.compile=false", "--set", "model.vocab_size=400", "--out", "runs/pre"]
         if words[0] == "evaluate":
             words = [*words, "--limit", "8"]
         if words[0] == "fidelity":
