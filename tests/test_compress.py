@@ -345,3 +345,43 @@ def test_an_encoder_is_refused(base, text, tmp_path, tokenizer):
     with pytest.raises(FinloraError, match="is no causal language model"):
         compress(settings(base, text, tmp_path / "out", model=str(tmp_path / "bert")))
     assert not (tmp_path / "out").exists()
+
+
+def test_from_the_command_line_and_on_from_there(base, text, tmp_path, capsys):
+    """compress, heal by training the factors on, write from it: one chain of folders."""
+    from finlora.cli import main
+
+    out, heal = tmp_path / "c", tmp_path / "heal.toml"
+    small = ["--set", "tokens=1500", "--set", "row_tokens=128", "--set", "options.ridge=1e-3", "--set", "dtype=float32"]
+    assert main(["compress", base("llama"), "--calibrate", text, "--keep", "0.5", "-o", str(out), *small]) == 0
+    assert "parameters to" in capsys.readouterr().out
+    assert json.loads((out / "compress.json").read_text())["settings"]["options"] == {"ridge": 1e-3}
+    heal.write_text(f"""
+[run]
+dtype = "float32"
+out = "{tmp_path / "h"}"
+[model]
+name = "{out / "model"}"
+[method]
+kind = "full"
+[data]
+text = ["{text}"]
+row_tokens = 64
+[train]
+steps = 2
+batch = 2
+""")
+    assert main(["pretrain", str(heal)]) == 0
+    held = json.loads((tmp_path / "h/receipt.json").read_text())["model"]
+    assert held["params"] == held["trainable"] == json.loads((out / "compress.json").read_text())["model"]["params_after"]
+    assert main(["generate", "net sales", "--model", str(tmp_path / "h/model"), "--max-new", "2"]) == 0
+    for words, wanted in (
+        ([base("llama"), "--calibrate", text, "--keep", "1.5"], "keep"),
+        ([base("llama"), "--calibrate", text, "--set", "kep=1"], "kep"),
+        ([base("llama"), "--calibrate", text, "--set", "sequential"], "key=value"),
+        ([str(tmp_path / "none"), "--calibrate", text, "-o", str(tmp_path / "x")], "none"),
+    ):
+        capsys.readouterr()
+        assert main(["compress", *words]) == 2
+        told = capsys.readouterr().err.strip()
+        assert wanted in told and told.startswith("error:") and "\n" not in told

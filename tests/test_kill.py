@@ -1,7 +1,7 @@
-"""kill -9 at random moments: restarted until it ends, a fine-tuning is bitwise the one that nobody disturbed.
+"""kill -9 at random moments: restarted until it ends, a run is bitwise the one that nobody disturbed.
 
-This file is also the program that is killed: `python test_kill.py FOLDER` runs finlora.finetune on the toy model and data
-in FOLDER. The undisturbed run is made in the test's own process, so the test also holds that two processes compute the
+This file is also the program that is killed: `python test_kill.py FOLDER OUT tune|scratch` fine-tunes the toy model in FOLDER, or
+trains a low-rank one from scratch on text. The undisturbed run is made in the test's own process, so the test also holds that two processes compute the
 same numbers.
 """
 
@@ -32,6 +32,8 @@ def prepare(folder: Path) -> Path:
     for split, n in (("train", 40), ("test", 12)):
         rows = [{"sentence": f"Net sales {list(WORDS.values())[k % 3]} by {k} %.", "label": list(WORDS)[k % 3]} for k in range(n)]
         (folder / f"fpb_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"id": k, "source": "notes", "text": " ".join(f"Net sales of unit {k} rose by {j} %." for j in range(k % 7 + 3))} for k in range(60)]
+    (folder / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     return folder
 
 
@@ -70,9 +72,28 @@ def tune(place: Path, out: Path, progress=None):
     return finetune(spec, progress)
 
 
+def scratch(place: Path, out: Path, progress=None):
+    """Forty steps of a guided low-rank model from mapped shards, its factors balanced anew every seventh, decayed by the product's norm."""
+    from finlora.scratch import pretrain
+    from finlora.spec import spec_from_dict
+
+    llama = {"family": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 32, "attention_dropout": 0.1}  # fmt: skip
+    spec = spec_from_dict(
+        {
+            "run": {"out": str(out), "device": "cpu", "dtype": "float32", "seed": 1},
+            "model": {"config": llama, "tokenizer": str(place / "model")},
+            "structure": {"kind": "lowrank", "keep": 0.5, "refactor": 7, "rewarm": 2, "frobenius": 0.01, "guided": 0.4},
+            "data": {"text": [str(place / "notes.jsonl")], "shards": str(out.parent / f"{out.name}.shards"), "row_tokens": 32, "validation": 0.1},
+            "train": {"steps": STEPS, "batch": 4, "lr": 5e-3, "checkpoint_every": 3, "validate_every": 10},
+        }
+    )
+    return pretrain(spec, progress)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tune(Path(sys.argv[1]), Path(sys.argv[2]), Ready())
+    {"tune": tune, "scratch": scratch}[sys.argv[3]](Path(sys.argv[1]), Path(sys.argv[2]), Ready())
     sys.exit(0)
 
 
@@ -89,12 +110,19 @@ def undisturbed(place):
     return place / "undisturbed", receipt, time.perf_counter() - began
 
 
-def kill_it(place: Path, out: Path, times: int, rng: random.Random, seconds: float) -> int:
+@pytest.fixture(scope="module")
+def undisturbed_scratch(place):
+    began = time.perf_counter()
+    receipt = scratch(place, place / "scratch")
+    return place / "scratch", receipt, time.perf_counter() - began
+
+
+def kill_it(place: Path, out: Path, times: int, rng: random.Random, seconds: float, verb: str) -> int:
     """Start the run `times` times and kill it -9 after a random part of `seconds`; how often that was before its end."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = 0
     for _ in range(times):
-        process = subprocess.Popen([sys.executable, __file__, str(place), str(out)], stdout=subprocess.PIPE, env=env, text=True)
+        process = subprocess.Popen([sys.executable, __file__, str(place), str(out), verb], stdout=subprocess.PIPE, env=env, text=True)
         assert process.stdout is not None
         first = process.stdout.readline().strip()
         if first == "ready":  # a finished run only says so
@@ -108,13 +136,15 @@ def kill_it(place: Path, out: Path, times: int, rng: random.Random, seconds: flo
 def check(times: int, seed: int, place: Path, out: Path, undisturbed) -> None:
     folder, wanted, seconds = undisturbed
     # Half of an undisturbed run at most, and killed runs get on between kills: most kills find the run unfinished.
-    assert kill_it(place, out, times, random.Random(seed), seconds / 2)
-    receipt = tune(place, out)
-    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "records/fpb.jsonl"):
+    verb = "scratch" if "results" in wanted and not wanted["results"] else "tune"
+    assert kill_it(place, out, times, random.Random(seed), seconds / 2, verb)
+    receipt = {"tune": tune, "scratch": scratch}[verb](place, out)
+    made = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "records/fpb.jsonl")
+    for name in made if verb == "tune" else ("model/structured.safetensors", "model/structure.json"):
         assert (out / name).read_bytes() == (folder / name).read_bytes(), name
     for key in ("curve", "val", "steps", "tokens", "examples", "loss_first", "loss_last"):
         assert receipt["train"][key] == wanted["train"][key], key
-    assert receipt["results"]["fpb"]["metrics"] == wanted["results"]["fpb"]["metrics"]
+    assert {task: r["metrics"] for task, r in receipt["results"].items()} == {task: r["metrics"] for task, r in wanted["results"].items()}
     left = [str(p.relative_to(out)) for p in out.rglob("*") if p.name.endswith((".part", ".old"))]
     assert not left, left
 
@@ -126,3 +156,12 @@ def test_killed_three_times(place, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times(place, undisturbed, tmp_path):
     check(20, 1, place, tmp_path / "run", undisturbed)
+
+
+def test_pretraining_killed_twice(place, undisturbed_scratch, tmp_path):
+    check(2, 2, place, tmp_path / "run", undisturbed_scratch)
+
+
+@pytest.mark.slow
+def test_pretraining_killed_twenty_times(place, undisturbed_scratch, tmp_path):
+    check(20, 3, place, tmp_path / "run", undisturbed_scratch)
