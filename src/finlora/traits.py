@@ -83,7 +83,8 @@ def _product(method: Method, config: Any, params: dict[str, torch.Tensor]) -> tu
     A2, B2 = (torch.rand(p.shape, generator=draw).to(p) + 0.5 for p in (A, B))
     empty = A.new_zeros(len(B), A.shape[1])
     try:
-        whole, rest = (method.merge(config, {**params, "A": A2, "B": b}, empty) for b in (B2, torch.zeros_like(B2)))
+        with torch.no_grad():
+            whole, rest = (method.merge(config, {**params, "A": A2, "B": b}, empty) for b in (B2, torch.zeros_like(B2)))
     except FinloraError:
         return None
     ratio = ((whole - rest) / (B2 @ A2)).double()

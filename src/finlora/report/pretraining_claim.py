@@ -11,6 +11,7 @@ and is open otherwise.  With one seed there is no interval, and all is open.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from finlora.report.pretraining_compare import big
 from finlora.report.pretraining_sizes import CLAIM
 
 MARGIN = 0.01  # nats a token, 1% of perplexity: what counts as no loss
-NEAR = 0.05
+NEAR, APART = 0.05, 1.1  # of one compression; of two
 FAST, SLOW = f"at least {CLAIM['faster']}x", f"below {CLAIM['faster']}x"
 WAYS = {"tokens": "equal tokens", "flops": "equal training FLOPs", "wall": "equal wall time", "memory": "equal memory of training"}
 
@@ -68,6 +69,16 @@ def notes(said: Mapping[str, Any]) -> list[str]:
     return out
 
 
+def levels(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """{"2.7x": structured arms whose linears are about so much smaller}: whole ranks make it no exact number."""
+    found: list[list[Mapping[str, Any]]] = []
+    for row in sorted((row for row in arms if row["structured"]), key=lambda row: row["smaller_linears"]):
+        if not found or row["smaller_linears"] > APART * found[-1][-1]["smaller_linears"]:
+            found.append([])
+        found[-1].append(row)
+    return {f"{statistics.median(row['smaller_linears'] for row in rows):.2g}x": rows for rows in found}
+
+
 def _overall(found: Sequence[Mapping[str, str]]) -> str:
     claim = f"The claim is {CLAIM['smaller']}x smaller, {CLAIM['faster']}x faster, and no loss."
     if not found:
@@ -96,13 +107,12 @@ def _others(said: Mapping[str, Any], found: Sequence[Mapping[str, str]]) -> str:
     """The other compressions, and what the least loss is at each."""
     near = {(row["size"], row["arm"]) for row in found}
     parts = []
-    for smaller in sorted({round(row["smaller_linears"], 1) for row in said["arms"] if row["compared"] and row["structured"]}):
-        rows = [row for row in said["arms"] if row["compared"] and row["structured"] and round(row["smaller_linears"], 1) == smaller]
+    for smaller, rows in levels(said["arms"]).items():
         tested = [d for row in rows if (row["size"], row["arm"]) not in near and (d := _of(said["comparisons"]["tokens"], row)) and d["difference"]]
         if tested:
             states = [_loss(d) for d in tested]
             least = min(tested, key=lambda d: d["difference"]["value"])
-            parts.append(f"at about {smaller}x a loss in {states.count('a loss')} of {len(tested)} arms and sizes, none in {states.count('no loss')}; the least is {_against(least['difference'])} ({least['arm']} at {least['size']})")
+            parts.append(f"at about {smaller} a loss in {states.count('a loss')} of {len(tested)} arms and sizes, none in {states.count('no loss')}; the least is {_against(least['difference'])} ({least['arm']} at {least['size']})")
     return f"Elsewhere, by linears and at equal tokens: {'. '.join(parts)}." if parts else ""
 
 
@@ -174,7 +184,7 @@ def _structured(said: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 
 
 def _some(texts: Sequence[str], most: int = 6) -> str:
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+    return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def signed(value: float, digits: int = 3) -> str:

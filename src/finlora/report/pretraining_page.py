@@ -8,6 +8,7 @@ from typing import Any
 
 from finlora.report import study_facts
 from finlora.report.html import POLICY, esc
+from finlora.report.pretraining_claim import levels
 from finlora.report.pretraining_data import Study
 from finlora.report.pretraining_plots import Line, key, lines
 from finlora.report.pretraining_text import Table, tables
@@ -68,13 +69,9 @@ def _plots(said: Mapping[str, Any]) -> str:
         given = [Line(f, [_point(a["smaller_linears"], d) for a in arms if (a["size"], a["family"]) == (size, f) and (d := equal.get((size, a["arm"])))], at) for at, f in enumerate(families)]
         drawn_lines += given
         figures.append((f"{size}: difference to dense at equal tokens, by how much smaller the linears are", lines(given, "linears smaller, times", "difference, nats/token", f"{size}: difference by compression", level=True)))
-    groups = sorted({round(a["smaller_linears"], 1) for a in arms})
-    for smaller in groups if len(width) > 1 else ():
-        given = [
-            Line(f, [_point(width[a["size"]] / 1e6, d) for a in arms if a["family"] == f and round(a["smaller_linears"], 1) == smaller and (d := equal.get((a["size"], a["arm"])))], at)
-            for at, f in enumerate(families)
-        ]
-        figures.append((f"Linears about {smaller:g}x smaller: difference to dense at equal tokens, by size", lines(given, "parameters of dense without embeddings, millions", "difference, nats/token", f"{smaller}x: difference by size", level=True)))
+    for smaller, rows in levels(arms).items() if len(width) > 1 else ():
+        given = [Line(f, [_point(width[a["size"]] / 1e6, d) for a in rows if a["family"] == f and (d := equal.get((a["size"], a["arm"])))], at) for at, f in enumerate(families)]
+        figures.append((f"Linears about {smaller} smaller: difference to dense at equal tokens, by size", lines(given, "parameters of dense without embeddings, millions", "difference, nats/token", f"{smaller}: difference by size", level=True)))
     for size in width:
         own = [a for a in said["arms"] if a["size"] == size]
         given = [Line("dense", [_point(a["tokens"] * a["flops_per_token"] / 1e12, a["loss"]) for a in own if a["budget"]], len(families))]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -136,7 +137,9 @@ def parameter_table(
             if hasattr(record.config(), "rank"):
                 cfg, exact = _one_rank(record, given, others, full / smaller)
                 out.append({**base, "choice": "one rank", "rank": cfg.rank, "exact": exact, **_counted(record, dict.fromkeys(given, cfg), given, others, full, codecs)})
-            settings = {name: cfg for name, (_, cfg) in plan(record, record.config(), given, compression=smaller, others=others).items()}
+            one, layers = _one_layer(given)  # others / layers + a layer is to others + all layers as the whole to the whole
+            held = plan(record, record.config(), one, compression=smaller, others=others / layers)
+            settings = {name: held[_kind(name) if layers > 1 else name][1] for name in given}
             inside = sum(record.count(cfg, *reversed(given[name])) for name, cfg in settings.items())
             share = inside / sum(o * i for o, i in given.values())
             out.append({**base, "choice": "one share", "rank": share, "ranks": _by_kind(settings), **_counted(record, settings, given, others, full, codecs)})
@@ -152,6 +155,19 @@ def _apart(shapes: Shapes) -> Shapes:
         else:
             out[name] = (n_out, n_in)
     return out
+
+
+def _kind(name: str) -> str:
+    """A linear's name without its layer."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+def _one_layer(shapes: Shapes) -> tuple[Shapes, int]:
+    """({kind of linear: (out, in)}, layers) where all layers are alike, else (shapes, 1)."""
+    one = {_kind(name): shape for name, shape in shapes.items()}
+    layers, rest = divmod(len(shapes), len(one))
+    alike = not rest and all(one[_kind(name)] == shape for name, shape in shapes.items())
+    return (one, layers) if alike and set(Counter(map(_kind, shapes)).values()) == {layers} else (shapes, 1)
 
 
 def _one_rank(record: Any, shapes: Shapes, others: int, most: float) -> tuple[Any, float]:
@@ -182,4 +198,4 @@ def _held(kind: str, linears: Mapping[str, Mapping[str, Any]], shapes: Shapes, p
 
 def _by_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """{last names of a linear: its rank}, once for all layers."""
-    return {".".join(p for p in name.split(".")[-3:] if not p.isdigit()): cfg.rank for name, cfg in settings.items() if hasattr(cfg, "rank")}
+    return {".".join(_kind(name).split(".")[2:]): cfg.rank for name, cfg in settings.items() if hasattr(cfg, "rank")}

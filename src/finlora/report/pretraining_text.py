@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finlora.report.pretraining_claim import WAYS, signed
+from finlora.report.pretraining_claim import MARGIN, WAYS, signed
 from finlora.report.pretraining_compare import STATE, big
 from finlora.report.pretraining_data import Study
 from finlora.report.pretraining_sizes import CLAIM
@@ -35,8 +35,18 @@ class Table:
 
 def tables(said: Mapping[str, Any]) -> list[Table]:
     """All tables that have rows, in the order of the report."""
-    out = [_sizes(said), _arms(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _gpt2(said), _search(said)]
+    out = [_claim(said), _sizes(said), _arms(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _gpt2(said), _search(said)]
     return [table for table in out if table.rows]
+
+
+def _claim(said: Mapping[str, Any]) -> Table:
+    heads = (("size", False), ("arm", False), ("loss", False), ("speed", False), ("the claim", False))
+    rows = [[v["size"], v["arm"], v["loss"], v["speed"], v["verdict"]] for v in said["claim"]]
+    lead = (
+        f"Arms whose linears are {CLAIM['smaller']}x smaller. No loss: the interval of the difference at equal tokens ends at most {MARGIN} nats a token above 0. "
+        "Contradicted: a loss, or too slow; holds: neither loss nor too slow; else open."
+    )
+    return Table("claim", "The claim by size and arm", lead, heads, rows)
 
 
 def _sizes(said: Mapping[str, Any]) -> Table:

@@ -65,6 +65,11 @@ class LowRank:
         _factors.check_whole("rewarm", self.rewarm, 0, "0 goes on at the full rate; 5 to 50 is usual")
 
     @property
+    def every(self) -> int:
+        """Steps between two times that it is asked whether to balance the factors."""
+        return self.refactor or 1 << 62
+
+    @property
     def undecayed(self) -> tuple[str, ...]:
         """The factors, where Frobenius decay takes the place of weight decay."""
         return ("A", "B") if self.frobenius else ()
