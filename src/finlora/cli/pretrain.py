@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -29,4 +30,5 @@ def command(
 
     with shared.live() as progress:
         pretrain(wanted, progress=progress)
-    shared.show_receipt(wanted.run.out)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+        shared.show_receipt(wanted.run.out)

@@ -97,8 +97,8 @@ def load(folder: str | Path, reference: str = "") -> Study:
         raise FinloraError(f"no run of the study in `{folder}` has finished", "run it again to go on")
     raw = {r["run"]: receipt.read(folder / "runs" / r["run"]) for r in study["runs"]}
     for run, sheet in raw.items():
-        if sheet["kind"] != "pretrain" or "forward_multiply_adds" not in part(sheet, "model"):
-            raise FinloraError(f"run `{run}` of the study in `{folder}` does not say what it pretrained", "run it again with this version of finlora")
+        if sheet["kind"] != "pretrain" or any(part(sheet, "model").get(key) is None for key in ("params_dense", "forward_multiply_adds")):
+            raise FinloraError(f"run `{run}` of the study in `{folder}` did not train a model from scratch, or does not say its size", "make it with `finlora pretrain` of this version")
     _same_text(raw)
     searched = study.get("key") or ""
     size_keys, arm_keys = _keys(study["runs"], raw, searched)
