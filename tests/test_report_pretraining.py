@@ -14,7 +14,7 @@ from finlora.errors import FinloraError
 from finlora.registry import pick
 from finlora.report import pretraining_compare as compare
 from finlora.report import pretraining_sizes as sizes
-from finlora.report.pretraining import FILES, report
+from finlora.report.pretraining import FILES, is_pretraining, report
 from finlora.report.pretraining_claim import MARGIN, judged, levels, signed
 from finlora.report.pretraining_data import load
 
@@ -196,6 +196,7 @@ def test_the_verdicts_follow_the_rule(said):
     text = "\n".join(said["conclusion"])
     assert "Of 6 arms and sizes that are 2.64x smaller in their linears it holds in 0, is contradicted in 6 (a loss in 3, less than 1.3x the speed in 3), and is open in 0." in text
     assert "+0.100 [+0.075, +0.125] nats a token at equal tokens: a loss" in text and "1.50x [1.50, 1.50] the speed of dense" in text
+    assert "At equal wall time, of 6 arms and sizes 3 could be measured: 0 have a lower loss than dense, 2 a higher one, and 1 cannot be told from it." in text
     assert "grows for 1 arms, shrinks for 0, and shows no trend for 1" in text
     assert any("at the edge" in note for note in said["notes"]) and any("3 seeds at most" in note for note in said["notes"])
 
@@ -241,6 +242,7 @@ def test_the_files_say_the_same_and_name_no_folder(said):
 def test_one_seed_and_missing_arms_are_said(tmp_path):
     folder = write(tmp_path / "one", seeds=(0,), only=["s"], losses=LOSSES, leave_out=())
     said = report(folder, codecs=("int8",))
+    assert is_pretraining(folder) and not is_pretraining(tmp_path)
     assert {v["verdict"] for v in said["claim"]} == {"open"} and "(one seed)" in " ".join(said["conclusion"])
     assert any(note.startswith("Fewer than 2 seeds") for note in said["notes"]) and (folder / "report.md").is_file()
     folder = write(tmp_path / "gap", only=["s", "m"], losses=LOSSES, leave_out={("m", "fast", 0), ("m", "fast", 1), ("m", "fast", 2), ("s", "dense", 2)})

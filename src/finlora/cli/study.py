@@ -56,9 +56,7 @@ def command(
     if (index is not None) != (what == "cell"):
         raise FinloraError(f"`study {what}` takes {'a number' if what == 'cell' else 'no number'}", "finlora study cell FOLDER INDEX")
     if what == "report":
-        from ..report.study import study_report
-
-        study_report(file, out, reference or "lora", show_text)
+        _report(file, out, reference, show_text)
         typer.echo(f"report: {Path(out or file) / 'report.html'}")
     elif what == "cell":
         from ..study.launch import cell
@@ -72,6 +70,20 @@ def command(
         typer.echo(f"{len(done['runs'])} runs done, {len(done['failed'])} failed; {file / 'study.json'}")
     else:
         _study(what, file, out, jobs or 1, size(memory) if memory else 0.0, sets or [], probe or "one", launcher or "local", sbatch or [], address or "")
+
+
+def _report(folder: Path, out: str | None, reference: str | None, show_text: bool) -> None:
+    """The pages of a study: of adapters by task, of models trained from scratch by loss and cost."""
+    from ..study import pretrained
+
+    if pretrained(folder):
+        from ..report import pretraining
+
+        pretraining.report(folder, out, reference=reference or "")
+    else:
+        from ..report.study import study_report
+
+        study_report(folder, out, reference or "lora", show_text)
 
 
 def size(text: str) -> float:

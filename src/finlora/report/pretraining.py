@@ -10,18 +10,29 @@ architecture's outline (pretraining_sizes.py).
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finlora import receipt, registry
+from finlora.errors import FinloraError
 from finlora.report import pretraining_claim, pretraining_compare, pretraining_page, pretraining_sizes, pretraining_text
 from finlora.report.pretraining_compare import STATE, interval
 from finlora.report.pretraining_data import Study, Trained, load
 from finlora.report.tables import part
 
 FILES = ("report.md", "report.html", "report.json", "runs.csv")
+
+
+def is_pretraining(folder: str | Path) -> bool:
+    """Whether the first run of the study in a folder pretrained; False where there is none."""
+    try:
+        study = json.loads((Path(folder) / "study.json").read_text(encoding="utf-8"))
+        return receipt.read(Path(folder) / "runs" / study["runs"][0]["run"])["kind"] == "pretrain"
+    except (OSError, ValueError, LookupError, TypeError, FinloraError):
+        return False
 
 
 def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[str] = (), reference: str = "") -> dict[str, Any]:
@@ -93,5 +104,6 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str])
 
 
 def _state(run: Trained, shapes: pretraining_sizes.Shapes) -> float:
-    """Bytes that training holds for each value, and what the structures hold and do not train."""
-    return STATE * run.params + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)
+    """Bytes that training holds for each value (a dense guide's among them), and what the structures hold and do not train."""
+    guides = sum(math.prod(shapes[name]) for name, settings in run.linears.items() if "inner" in settings)
+    return STATE * (run.params + guides) + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)

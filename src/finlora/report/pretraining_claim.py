@@ -121,9 +121,11 @@ def _way(said: Mapping[str, Any], way: str) -> str:
     if not rows:
         return ""
     measured = [row for row in rows if row["difference"]]
+    if not measured:
+        return f"At {WAYS[way]}, none of {len(rows)} arms and sizes could be measured."
     lower = [row for row in measured if row["difference"]["high"] is not None and row["difference"]["high"] < 0]
     higher = [row for row in measured if row["difference"]["low"] is not None and row["difference"]["low"] > 0]
-    text = f"At {WAYS[way]}, of {len(rows)} arms and sizes {len(rows) - len(measured)} could not be measured; of the others {len(lower)} have a lower loss than dense, {len(higher)} a higher one, and {len(measured) - len(lower) - len(higher)} cannot be told from it"
+    text = f"At {WAYS[way]}, of {len(rows)} arms and sizes {len(measured)} could be measured: {len(lower)} have a lower loss than dense, {len(higher)} a higher one, and {len(measured) - len(lower) - len(higher)} cannot be told from it"
     names = _some([f"{row['arm']} at {row['size']}" for row in lower])
     return text + (f" (lower: {names})." if lower else ".")
 

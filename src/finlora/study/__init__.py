@@ -1,4 +1,4 @@
-"""Studies: a grid of fine-tuning runs from one file, planned, searched for learning rates, run in parallel, resumed.
+"""Studies: a grid of fine-tuning or pretraining runs from one file, planned, searched for learning rates, run in parallel, resumed.
 
     study = load_study("configs/small.toml")     grid.py says what may stand in the file
     plan(study)                                  how many runs, what is left out and why, what it will cost (guess.py)
@@ -15,7 +15,7 @@ validation loss; the test split is not read.  All cells that differ only in the 
 
 from __future__ import annotations
 
-from .drive import gather, plan, run
+from .drive import gather, plan, pretrained, run
 from .grid import Cell, Study, cells, load_study, searches, spec_of, told
 
-__all__ = ["Cell", "Study", "cells", "gather", "load_study", "plan", "run", "searches", "spec_of", "told"]
+__all__ = ["Cell", "Study", "cells", "gather", "load_study", "plan", "pretrained", "run", "searches", "spec_of", "told"]

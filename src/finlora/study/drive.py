@@ -144,6 +144,13 @@ def _all(asked: Sequence[Job], start: Launch, costs: Costs, note: Any, many: str
     return [done[place] for place in range(len(asked))]
 
 
+def pretrained(folder: str | Path) -> bool:
+    """Whether the runs of a study's folder trained models on text, and not adapters on tasks."""
+    for sheet in sorted(Path(folder).glob("runs/*/receipt.json")):
+        return receipt.read(sheet)["kind"] == "pretrain"
+    return False
+
+
 def plan(study: Study, out: str | Path | None = None) -> dict[str, Any]:
     """What a study asks for: {"search", "base", "runs": how many, "refused", "unmet", "jobs", "costs", "finished"}.
 
