@@ -63,7 +63,7 @@ def step(model: Model, batches: Sequence[Batch]) -> tuple[float, float]:
 def mean_nats(model: Model, tokens: Sequence[Tokens], row_tokens: int, micro_rows: int = 1) -> float:
     """Nats per weighted token over held-out examples."""
     nats = weight = 0.0
-    for batch in batches_of(sorted(tokens, key=len), row_tokens, micro_rows, model.compiled is not None):
+    for batch in batches_of(sorted(tokens, key=len), row_tokens, micro_rows, model.compiled is not None, model.max_tokens):
         batch = batch.to(model.device)
         x = hidden(model, batch)
         part, w = token_sums(x, head(model), batch.targets, batch.weights)
@@ -71,11 +71,11 @@ def mean_nats(model: Model, tokens: Sequence[Tokens], row_tokens: int, micro_row
     return nats / weight
 
 
-def batches_of(tokens: Sequence[Tokens], row_tokens: int, micro_rows: int, fixed: bool = False) -> list[Batch]:
+def batches_of(tokens: Sequence[Tokens], row_tokens: int, micro_rows: int, fixed: bool = False, most: int = 1 << 30) -> list[Batch]:
     """The examples packed into rows of `row_tokens` (0: a row each) and cut into micro-batches of `micro_rows` rows.
 
     What examples of a row begin with alike (the instruction) is computed once; see data.pack.
-    fixed: every batch has the full shape (micro_rows, row_tokens), for a compiled body; nothing is shared.
+    most: positions that the model has. fixed: every batch has the full shape (micro_rows, row_tokens), for a compiled body; nothing is shared.
     """
     if fixed and row_tokens:
         rows = pack(tokens, row_tokens)
@@ -83,13 +83,14 @@ def batches_of(tokens: Sequence[Tokens], row_tokens: int, micro_rows: int, fixed
         return [collate(rows[k : k + micro_rows], row_tokens) for k in range(0, len(rows), micro_rows)]
     rows = pack(tokens, row_tokens, share=True) if row_tokens else [[t] for t in tokens]
     out = [collate(rows[k : k + micro_rows], share=bool(row_tokens)) for k in range(0, len(rows), micro_rows)]
-    return [_rounded(batch) for batch in out] if row_tokens else out
+    return [_rounded(batch, most) for batch in out] if row_tokens else out
 
 
-def _rounded(batch: Batch) -> Batch:
-    """The batch with its rows padded to a multiple of 64 positions: matrix libraries keep a kernel for each shape they
+def _rounded(batch: Batch, most: int) -> Batch:
+    """The batch with its rows padded to a multiple of 64 positions, where the model has so many: matrix libraries keep a kernel for each shape they
     meet (oneDNN in bfloat16 holds on to about 10 MB a step where every step has a shape of its own)."""
     more = -batch.ids.shape[1] % 64
+    more = more if batch.ids.shape[1] + more <= most else 0
     padded = {name: F.pad(getattr(batch, name), (0, more), value=-1 if name == "doc" else 0) for name in batch.tensors()}
     return dataclasses.replace(batch, **padded)
 
@@ -146,7 +147,7 @@ def fit(
     vocab, given, team = head(model).weight.shape[0], model, team or Team()
 
     def cut(tokens: Sequence[Tokens]) -> list[Batch]:
-        return batches_of(tokens, row_tokens, settings.micro_rows, given.compiled is not None)
+        return batches_of(tokens, row_tokens, settings.micro_rows, given.compiled is not None, given.max_tokens)
 
     spread = team.spread(model, settings, row_tokens=row_tokens, cut=cut, same=(len(train), len(validation), total, seed, train[0], train[len(train) - 1]))
     model = spread.model

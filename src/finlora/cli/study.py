@@ -74,12 +74,10 @@ def command(
 
 def _report(folder: Path, out: str | None, reference: str | None, show_text: bool) -> None:
     """The pages of a study: of adapters by task, of models trained from scratch by loss and cost."""
-    from ..study import pretrained
+    from ..report import pretraining
 
-    if pretrained(folder):
-        from ..report import pretraining
-
-        pretraining.report(folder, out, reference=reference or "")
+    if pretraining.is_pretraining(folder):
+        pretraining.report(folder, out, ("int8", "nf4"), reference or "")
     else:
         from ..report.study import study_report
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from typing import Any
 
 from ..errors import FinloraError
 
 
+@functools.cache
 def choices(config: type) -> dict[str, tuple[Any, ...]]:
     """{field: its values} of the `Literal` fields of a config, in order."""
     hints = typing.get_type_hints(config)

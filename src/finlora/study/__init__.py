@@ -15,7 +15,7 @@ validation loss; the test split is not read.  All cells that differ only in the 
 
 from __future__ import annotations
 
-from .drive import gather, plan, pretrained, run
+from .drive import gather, plan, run
 from .grid import Cell, Study, cells, load_study, searches, spec_of, told
 
-__all__ = ["Cell", "Study", "cells", "gather", "load_study", "plan", "pretrained", "run", "searches", "spec_of", "told"]
+__all__ = ["Cell", "Study", "cells", "gather", "load_study", "plan", "run", "searches", "spec_of", "told"]

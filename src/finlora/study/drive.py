@@ -130,7 +130,10 @@ def _loss(done: Mapping[str, Any]) -> float:
 
 def _all(asked: Sequence[Job], start: Launch, costs: Costs, note: Any, many: str) -> list[dict[str, Any]]:
     """What came of every asked run, in the order asked; only those without a receipt are run."""
-    waiting = [place for place, one in enumerate(asked) if not finished(one)]
+    first: dict[Path, int] = {}  # arms may share a trial run
+    for place, one in enumerate(asked):
+        first.setdefault(one.folder, place)
+    waiting = [place for place, one in enumerate(asked) if not finished(one) and first[one.folder] == place]
     done: dict[int, dict[str, Any]] = {place: said(one.folder) for place, one in enumerate(asked) if finished(one)}
     if waiting:
         note(f"{len(waiting)} of {len(asked)} runs to do{many}")
@@ -141,14 +144,7 @@ def _all(asked: Sequence[Job], start: Launch, costs: Costs, note: Any, many: str
                 costs.add(asked[place], outcome.get("seconds", math.nan), outcome["peak_bytes"])
             what = outcome.get("error") or ", ".join(f"{k} {v:.3f}" for k, v in outcome.get("accuracy", {}).items()) or f"validation loss {_loss(outcome):.4f}"
             note(f"{count}/{len(waiting)} {told(asked[place].keys)}: {what}")
-    return [done[place] for place in range(len(asked))]
-
-
-def pretrained(folder: str | Path) -> bool:
-    """Whether the runs of a study's folder trained models on text, and not adapters on tasks."""
-    for sheet in sorted(Path(folder).glob("runs/*/receipt.json")):
-        return receipt.read(sheet)["kind"] == "pretrain"
-    return False
+    return [done[place] if place in done else done[first[one.folder]] for place, one in enumerate(asked)]
 
 
 def plan(study: Study, out: str | Path | None = None) -> dict[str, Any]:
@@ -171,7 +167,7 @@ def plan(study: Study, out: str | Path | None = None) -> dict[str, Any]:
     left = [job for job in finals if repr({k: v for k, v in job.keys.items() if k != study.key}) not in over]
     todo = [[job for job in (*trials, *bases) if not finished(job)], left]
     return {
-        "unmet": unmet, "search": len(trials), "base": len(bases), "runs": sum(not cell.refused for cell in found),
+        "unmet": unmet, "search": len({one.folder for one in trials}), "base": len(bases), "runs": sum(not cell.refused for cell in found),
         "unsearched": [told(cell.keys) for cell in found if study.key and not cell.refused and group(study, cell.keys) not in names],
         "refused": [f"{told(cell.keys)}: {cell.refused}" for cell in found if cell.refused],
         "jobs": todo, "costs": costs, "measured": measured, "finished": len(trials) + len(bases) + len(finals) - len(todo[0]) - len(todo[1]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -193,6 +194,7 @@ def one(job: Job) -> dict[str, Any]:
     except FinloraError as error:
         note_failure(job, error.message)
         return {"run": job.folder.name, "error": error.message}
+    shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # of a finished run nothing asks for them, and a grid has hundreds
     sheet = receipt.read(job.folder)
     how = sheet.get("train", {}).get("peak_how") or sheet.get("cost", {}).get("peak_how") or ""
     seen = max(sheet.get("train", {}).get("peak_bytes") or 0, sheet.get("cost", {}).get("peak_bytes") or 0)
