@@ -414,7 +414,7 @@ def test_what_would_have_no_effect_is_refused(refused, adapter):
     refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--set", "train.lr=1", "--set", "method.rank=3", "--set", "data.max_train=4",
             wanted=[f"train.lr {says}evaluate`", f"method.rank {says}evaluate`", f"data.max_train {says}evaluate`"])  # fmt: skip
     refused("finetune", "run.toml", "--set", "train.compile=true", "--set", 'data.text=["a.txt"]', wanted=[f"train.compile {says}finetune`", f"data.text {says}finetune`", "for `finlora pretrain`"])
-    refused("pretrain", "run.toml", "--set", "codec.kind=nf4", "--set", "method.rank=3", wanted=[f"codec.kind {says}pretrain`", f"method.rank {says}pretrain`"])
+    refused("pretrain", "run.toml", "--set", 'model.config={family="gpt2"}', "--set", "codec.kind=nf4", "--set", "method.rank=3", wanted=[f"codec.kind {says}pretrain`", f"method.rank {says}pretrain`"])
     beside = "has no effect beside model.adapter, which goes on as it was saved: "
     for change, wanted in (
         ("method.kind=pissa", 'it is of method.kind = "lora"'), ("method.rank=5", "it has rank = 4"), ("method.targets=attention", "it stands on other layers"),
@@ -602,7 +602,19 @@ def test_rows_that_do_not_ship(refused):
 
 
 def test_pretraining_from_nothing(refused, home):
-    refused("pretrain", "run.toml", wanted=["model.config is empty", "data.text is empty"])
+    refused("pretrain", "run.toml", "--set", "model.name=finlora/base", wanted=["model.config is empty", "data.text is empty"])
+    further = ("pretrain", "run.toml", "--set", "data.text=text.txt")  # the model that it names goes on
+    refused(*further, "--set", "structure.kind=lowrank", "--set", "method.kind=eva", wanted=["structure.kind says nothing", "begins from a calibration"])
+    refused(*further, "--set", "codec.kind=nf4", "--set", "method.kind=full", wanted=["trains the weights themselves"])
+    shape = ("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="124m"}')
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.rank=800", wanted=["rank", "768"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=80", wanted=["cannot be reached", "at most"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=2", "--set", "structure.keep=0.5", wanted=["both set the ranks"])
+    refused(*shape, "--set", "structure.keep=0.5", wanted=["leaves the linears as they are"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.guided=0.5", "--set", "train.patience=2", "--set", "data.validation=0.1", wanted=["keep its guide"])
+    refused(*shape, "--set", "data.join=true", wanted=["without data.shards"])
+    refused("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="2b"}', wanted=["size", "1.5b"])
+    refused("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", n_embd=65, n_head=2}', wanted=["model.config is no gpt2"])
     (home / "text.txt").write_bytes(b"")
     refused("pretrain", "run.toml", "--set", "data.text=text.txt", wanted=["text.txt` is empty"])
     refused("pretrain", "run.toml", "--set", "data.text=none.txt", wanted=["there is no file or folder `none.txt`"])

@@ -233,7 +233,7 @@ def test_the_prediction_is_exact(kind, family, make):
 def test_a_prediction_takes_rows_and_tokens_and_no_memory(make):
     model = make("lowrank", "gpt2", n_positions=65536)
     one, two = (memory.activation_bytes(model, (rows, 60_000), "none") for rows in (20, 40))
-    assert 1.999 * one < two <= 2 * one and two > 19e9
+    assert 1.999 * one < two <= 2 * one and two > 11e9
 
 
 def test_the_count_agrees_with_hooks_on_saved_tensors(make):

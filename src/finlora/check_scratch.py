@@ -82,12 +82,14 @@ def _further(spec: Spec, problems: list[FinloraError]) -> None:
 
 def _structure(spec: Spec, problems: list[FinloraError]) -> None:
     """Whether the structure fits the architecture; the model is laid out without memory for that."""
-    from .model import outline
+    from .model import load_tokenizer, outline
     from .restructure import planned
 
     part = spec.structure
     resolved = _try(problems, lambda: resolve(part))
-    body = outline(spec.model.config, spec.model.vocab_size)
+    given = Path(spec.model.tokenizer).expanduser()
+    own = spec.model.tokenizer not in ("", "train") and (given / "tokenizer.json").is_file()
+    body = outline(spec.model.config, len(load_tokenizer(str(given))) if own else spec.model.vocab_size)
     if resolved and part.kind != type(part)().kind:
         planned(body, part, resolved)
     elif part.keep or part.compression or part.guided or part.codec:

@@ -94,7 +94,9 @@ def sized(cfg: BlockDiag, n_in: int, n_out: int, keep: float) -> BlockDiag:
 
 
 def count(cfg: BlockDiag, n_in: int, n_out: int) -> int:
-    """blocks * rank (in + out)."""
+    """blocks * rank (in + out). Raises: as init."""
+    i, o = check_blocks(cfg, n_in, n_out)
+    _factors.check_rank(cfg.rank, i, o, "a block of the layer")
     return cfg.blocks * cfg.rank * (n_in + n_out)
 
 

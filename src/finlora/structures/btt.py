@@ -95,7 +95,8 @@ def sized(cfg: BTT, n_in: int, n_out: int, keep: float) -> BTT:
 
 
 def count(cfg: BTT, n_in: int, n_out: int) -> int:
-    """rank (H in + G out)."""
+    """rank (H in + G out). Raises: as init."""
+    _factors.check_rank(cfg.rank, n_in // runs(n_in), n_out // runs(n_out), "a block of the layer")
     return cfg.rank * (runs(n_out) * n_in + runs(n_in) * n_out)
 
 

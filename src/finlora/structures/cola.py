@@ -80,7 +80,8 @@ def sized(cfg: CoLA, n_in: int, n_out: int, keep: float) -> CoLA:
 
 
 def count(cfg: CoLA, n_in: int, n_out: int) -> int:
-    """rank (in + out)."""
+    """rank (in + out). Raises: FinloraError when the rank exceeds the layer."""
+    _factors.check_rank(cfg.rank, n_in, n_out)
     return cfg.rank * (n_in + n_out)
 
 

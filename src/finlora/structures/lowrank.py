@@ -125,7 +125,8 @@ def sized(cfg: LowRank, n_in: int, n_out: int, keep: float) -> LowRank:
 
 
 def count(cfg: LowRank, n_in: int, n_out: int) -> int:
-    """rank (in + out)."""
+    """rank (in + out). Raises: FinloraError when the rank exceeds the layer."""
+    _factors.check_rank(cfg.rank, n_in, n_out)
     return cfg.rank * (n_in + n_out)
 
 

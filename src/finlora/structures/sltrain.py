@@ -170,7 +170,8 @@ def sized(cfg: SLTrain, n_in: int, n_out: int, keep: float) -> SLTrain:
 
 
 def count(cfg: SLTrain, n_in: int, n_out: int) -> int:
-    """rank (in + out) + entries."""
+    """rank (in + out) + entries. Raises: FinloraError when the rank exceeds the layer."""
+    _factors.check_rank(cfg.rank, n_in, n_out)
     return cfg.rank * (n_in + n_out) + entries(cfg, n_in, n_out)
 
 
