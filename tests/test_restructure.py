@@ -113,6 +113,29 @@ def test_adapters_over_the_product_and_over_the_factors(tokenizer, tmp_path):
                 models.save(tuned, tmp_path / "f")
 
 
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("factors", [False, True])
+def test_an_adapter_over_a_structured_base_is_written_dense_for_other_tools(family, factors, tokenizer, tmp_path):
+    import transformers
+
+    from finlora.export import bnb, merged
+
+    models.save(fresh(tokenizer, family), tmp_path / "m")
+    lora = pick("method", "lora").config(rank=2)
+    tuned = opened(tmp_path / "m", method="lora", method_config=lora, factors=factors)
+    for name, p in tuned.trainable().items():
+        p.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(tuned, tmp_path / "a")
+    models.save(tuned, tmp_path / "d", dense=True)
+    merged(tmp_path / "a", tmp_path / "e", dtype="float32", model=str(tmp_path / "m"))
+    for folder in ("d", "e"):
+        assert (out(opened(tmp_path / folder)) - out(tuned)).abs().max() < 2e-5
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=torch.float32).base_model
+        assert (theirs(input_ids=ROW.ids).last_hidden_state - out(tuned)).abs().max() < 2e-5
+    with pytest.raises(FinloraError, match="two factors"):
+        bnb(tmp_path / "a", tmp_path / "b", codec="nf4", model=str(tmp_path / "m"))
+
+
 def test_methods_that_would_edit_the_product_are_refused_and_full_trains_the_factors(tokenizer, tmp_path):
     model = fresh(tokenizer)
     models.save(model, tmp_path / "m")

@@ -143,7 +143,9 @@ def open_model(
         factors = factors or over_factors(adapter)
     body, tokenizer, source = _load(where, kind, dev, online, cache, factors)
     model = Model(body, tokenizer, name, kind)
-    model.structured.update({} if source is None else source.chained)
+    if source is not None and source.chained:
+        model.structured.update(source.chained)
+        model.turned |= source.turned
     if adapter is not None:
         if codec is None:
             options = trained_over(adapter)
@@ -418,6 +420,7 @@ def _write(model: Model, folder: Path) -> None:
         state[f"{name}.weight"] = (W.T if name in model.turned else W).contiguous()
         if linear.bias is not None:
             state[f"{name}.bias"] = linear.bias.detach()
+    state = {k: v() if callable(v) else v for k, v in restructure.as_dense(model, state, model.route.active).items()}
     kind = model.dtype
     cast: dict[int, torch.Tensor] = {}  # tied tensors stay tied, so that they are written once
     state = {k: cast.setdefault(v.data_ptr(), v.to(kind)) if v.is_floating_point() else v for k, v in state.items()}

@@ -17,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from .linear import Linear, Store
 from .registry import pick
 from .seam import Structure
 from .streaming import Source, place
-from .structured import Chain, Composite, Guided, Rounded, as_method, guided, rounded, settled
+from .structured import Chain, Composite, Guided, Rounded, as_method, dense, guided, rounded, settled
 from .weights import Checkpoint
 from .wiring import changed, find_linears, generator_of, matches, shape_of
 
@@ -351,10 +352,10 @@ def _codec(told: dict[str, Any]) -> tuple[Any, Any]:
     return record, record.config(**options)
 
 
-def chains(body: nn.Module, told: dict[str, Any]) -> dict[str, tuple[Structure, Any]]:
+def chains(body: nn.Module, told: dict[str, Any], turned: set[str] | None = None) -> dict[str, tuple[Structure, Any]]:
     """Put a Chain of two linears without memory in the place of each structured linear, so that each factor can have adapters.
 
-    Returns {linear: (structure, settings)}.  Raises: FinloraError for a structure that is no chain.
+    Returns {linear: (structure, settings)}; turned: receives those that the family keeps as (in, out).  Raises: FinloraError for a structure that is no chain.
     """
     if told.get("codec"):
         raise FinloraError("the factors of this model are kept encoded, and are adapted as a product only", "set method.factors = false")
@@ -365,6 +366,8 @@ def chains(body: nn.Module, told: dict[str, Any]) -> dict[str, tuple[Structure, 
             raise FinloraError(f"structure `{structure.name}` is not made of two factors that could be adapted", "set method.factors = false")
         n_out, n_in = (int(n) for n in one["shape"])
         old = body.get_submodule(name)
+        if turned is not None and type(old).__name__ == "Conv1D":
+            turned.add(name)
         with torch.device("meta"):
             rank = int(one["params"]["A"][0])
             A = nn.Linear(n_in, rank, bias=False, dtype=old.weight.dtype)
@@ -381,7 +384,8 @@ def opened(body: nn.Module, checkpoint: Checkpoint, told: dict[str, Any], dtype:
     factors: two linears stand in the place of each structured one.
     Raises: FinloraError for a folder that is damaged, or a structure without factors.
     """
-    chained = chains(body, told) if factors else {}
+    turned: set[str] = set()
+    chained = chains(body, told, turned) if factors else {}
     whole = {} if factors else composites(told, checkpoint.get, list(checkpoint.spots), dtype, checkpoint.folder)
     moved = {f"{name}.{leaf}": f"{name}.{leaf}.weight" for name in chained for leaf in ("A", "B")}
     moved |= {f"{name}.bias": f"{name}.B.bias" for name in chained}
@@ -389,7 +393,30 @@ def opened(body: nn.Module, checkpoint: Checkpoint, told: dict[str, Any], dtype:
     if source is None:
         raise FinloraError(f"model.name: `{checkpoint.folder}` does not fit its config.json", "save the model again")
     source.chained = chained
+    source.turned |= turned
     return source
+
+
+def multiplied(model: Model, adapter: str | None) -> dict[str, Callable[[], Tensor]]:
+    """{linear: what makes its dense W_OI} of those in whose place a Chain stands, adapters over its factors folded in."""
+
+    def make(key: str) -> Tensor:
+        structure, cfg = model.structured[key]
+        factors = {leaf: model.linears[f"{key}.{leaf}"] for leaf in ("A", "B")}
+        return dense(structure, cfg, {leaf: linear.merged(adapter if adapter in linear.adapters else None) for leaf, linear in factors.items()})
+
+    return {key: partial(make, key) for key in model.structured if f"{key}.A" in model.linears}
+
+
+def as_dense(model: Model, state: dict[str, Any], adapter: str | None) -> dict[str, Any]:
+    """A body's state whose chains are one weight again, under the names that transformers knows."""
+    whole = multiplied(model, adapter)
+    if not whole:
+        return state
+    inside = tuple(f"{key}.{leaf}." for key in whole for leaf in ("A", "B"))
+    out = {key: value for key, value in state.items() if not key.startswith(inside)}
+    out.update({f"{key}.bias": state[f"{key}.B.bias"] for key in whole if f"{key}.B.bias" in state})
+    return {**out, **{f"{key}.weight": (lambda make=make, key=key: make().T if key in model.turned else make()) for key, make in whole.items()}}
 
 
 def _between(structure: Structure, cfg: Any) -> Any:

@@ -23,6 +23,7 @@ from ..bnb import settings, write
 from ..errors import FinloraError, unknown
 from ..forms import PREFIX, common_fields, form, kept, plain_fields
 from ..linear import EDIT, Linear, over_original
+from ..restructure import as_dense
 from . import card
 from .factors import of_dense, shorter
 from .folder import DTYPES, plain_state, write_model
@@ -48,6 +49,7 @@ def merged(
     state = plain_state(body)
     for key, linear in body.linears.items():
         state[key + ".weight"] = lambda key=key, linear=linear: _turned(body, key, linear.merged(name if name in linear.adapters else None))
+    state = as_dense(body, state, name)
     how = f"folded into the {base} weights in float32, then rounded once"
     return write_model(opened, out, state, dtype, shard_size, card.model(opened, "merged", how if name else "no adapter: the weights as they are kept, decoded"))
 
@@ -103,6 +105,8 @@ def bnb(
     """
     opened = open_source(source, codec=codec, model=model, device=device)
     body = opened.model
+    if body.structured:
+        raise FinloraError("bitsandbytes keeps whole weights, and this model has linears of two factors", "write it dense first: finlora export merged")
     stores = {key: linear.store for key, linear in body.linears.items()}
     if not stores or None in stores.values():
         raise FinloraError("the linears of this model are kept as they are", "choose how: --codec nf4, nf4_dq, fp4 or int8")
