@@ -28,6 +28,7 @@ from torch import Tensor
 
 from . import evaluate, receipt, rows, score, text
 from . import model as models
+from . import restructure
 from . import spec as specs
 from .data import collate, pack
 from .errors import FinloraError
@@ -117,9 +118,11 @@ def whole(example: text.Example, model: models.Model, template: str, too_long: s
 def states(folder: Path, spec: specs.Spec, trained: models.Model, codecs: Sequence[str]) -> Iterator[tuple[str, models.Model]]:
     """(name, model) of every state but the trained one; each is freed before the next is made."""
     stored = {name: (lambda name=name: merged(trained, name)) for name in trained.linears}
+    stored |= restructure.multiplied(trained, "default")
     yield "merged, stored", dense(spec, trained, lambda name, own: stored[name]())
     if (folder / "adapter").is_dir():
-        yield "merged, original", dense(spec, trained, lambda name, own: on_original(trained, name, own))
+        factors = _factors(spec, trained)
+        yield "merged, original", dense(spec, trained, lambda name, own: factors[name]() if name in factors else on_original(trained, name, own))
     for codec in codecs:
         yield codec, dense(spec, trained, lambda name, own: stored[name](), codec)
     from . import export
@@ -143,6 +146,17 @@ def on_original(trained: models.Model, name: str, original_OI: Tensor) -> Tensor
     method, cfg = linear.how["default"]
     params = {key: p.detach().float() for key, p in linear.adapters["default"].items()}
     return method.merge(cfg, params, edited(original_OI.float(), params))
+
+
+def _factors(spec: specs.Spec, trained: models.Model) -> dict[str, Callable[[], Tensor]]:
+    """{linear: what makes its dense W_OI} of adapters over two factors, each folded into the original factor."""
+    if not restructure.multiplied(trained, None):
+        return {}
+    base = models.open_model(spec.model.name, codec="none", device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online, factors=True)
+    for name, linear in base.linears.items():
+        assert linear.store is not None
+        linear.store.put(on_original(trained, name, linear.store.dense(torch.float32)))
+    return restructure.multiplied(base, None)
 
 
 @torch.no_grad()
