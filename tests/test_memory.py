@@ -56,7 +56,7 @@ def make(make_model):
         if kind in registry.names("codec"):
             rewire(model, codec=kind, method="lora", method_config=LoRA(rank=4))
             torch.manual_seed(1)
-            for name, p in model.trainable().items():
+            for p in model.trainable().values():
                 p.data.add_(0.02 * torch.randn_like(p))
         elif kind != "plain":
             structured(model, kind, 1.0 if kind == "dense" else 0.6)

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 
 from .data import Batch
 
-
 SHORT = 3  # a line asks with its end alone where that is less than one in so many of its positions
 
 

@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import evaluate, receipt, rows, score, text
+from . import evaluate, receipt, restructure, rows, score, text
 from . import model as models
-from . import restructure
 from . import spec as specs
 from .data import collate, pack
 from .errors import FinloraError
