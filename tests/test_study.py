@@ -251,6 +251,7 @@ def test_sets_of_tasks_are_values_of_a_grid(file, inline, home):
     assert found == [(("data.tasks", ("fpb",)),), (("data.tasks", ("tfns",)),), (("data.tasks", ("fpb", "tfns")),)]
 
 
+@pytest.mark.slow
 def test_a_study_of_two_tasks_with_its_base_and_prices(file, home):
     for split in ("train", "test"):
         (home / "data" / f"tfns_{split}.jsonl").write_text((home / "data" / f"fpb_{split}.jsonl").read_text(encoding="utf-8").replace("news?", "tweet?"), encoding="utf-8")
