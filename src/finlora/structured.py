@@ -3,7 +3,7 @@
     as_method(structure)      in training: a method that holds the whole map itself, so that groups, refresh, tend, checkpoints
                               and resuming are those of every method
     guided(structure, share)  the same with a dense guide: y = a x W^T + (1 - a) S(x), a from 1 to 0 by a cosine over the
-                              first share of the steps; what is left is S alone (Wei et al. 2024, 2407.09835)
+                              first share of the steps; what is left is S alone (Wei et al. 2024, 2406.16450)
     rounded(structure)        quantisation-aware: every matrix is rounded in the forward pass as a codec will keep it, and its gradient
                               passes through as if it were not (straight-through, Bengio et al. 2013, 1308.3432)
     Composite                 frozen: each matrix of the structure under a codec, to adapters what a `Store` is

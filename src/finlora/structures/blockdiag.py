@@ -2,7 +2,7 @@
 
     y_h = sum_g L_hg (R_hg x_g),   x and y in `blocks` runs each;   blocks * rank (in + out) values for in * out
 
-Source: Monarch, 2204.00595; as layers of language models, BlockShuffle of Wei et al., 2407.09835. Each of the blocks^2
+Source: Monarch, 2204.00595; as layers of language models, BlockShuffle of Wei et al., 2406.16450. Each of the blocks^2
 blocks of W is a product of `rank`, so at the size of a low-rank map of rank r = blocks * rank the whole may have the
 rank blocks * r. Monarch's own case is rank 1 with about sqrt(in) blocks. Its last permutation, which only renames the
 outputs, is left out. Both matrices begin Gaussian with deviation (std^2 / rank)^(1/4), which gives W a dense layer's
