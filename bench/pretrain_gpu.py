@@ -20,7 +20,7 @@
     MFU = 6 M tokens/s / peak      M: multiply-adds of one token forward, attention and head included; recomputation is not counted
 
 Each part runs in a process of its own and writes its receipt as it goes, a failure included.  A part whose receipt is there and
-whole is not run again, unless --again.  On a machine lent by the minute call the parts one by one.
+whole is not run again, unless --again.  On a machine rented by the minute call the parts one by one.
 """
 
 from __future__ import annotations
