@@ -32,6 +32,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from _vocabulary import Vocabulary
+
 SIDES = ("ours", "peft")
 LLAMA = {
     "family": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -44,18 +46,6 @@ LLAMA = {
 VOCABULARY = 128256
 TOY = {**LLAMA, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Vocabulary:
-    """Stands where a tokenizer would: random weights need its size and no more."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _vocabulary import Vocabulary
 from torch import nn
 
 from finlora import measure, memory, optim, receipt, restructure, train
@@ -46,18 +47,6 @@ AGREE = 1e-4  # nats: losses of the same step
 TARGET = 0.95  # ours against the plain loop, tokens/s
 HEADS = {768: 12, 1600: 25}
 SIDES = ("ours", "plain")
-
-
-class Vocabulary:
-    """Stands where a tokenizer would: random text needs its size and no more."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:

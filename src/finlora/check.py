@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from . import registry
 from .check_scratch import pretraining
-from .errors import FinloraError, Problems
+from .errors import FinloraError, Problems, gathered
 from .fields import read_fields
 from .idle import idle, uncalibrated
 from .spec import Spec, as_dict, resolve, spec_from_dict
@@ -30,17 +30,17 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
     """The problems that would stop `verb`, none if it can begin. Reads the data and the model's config, not its weights."""
     assert verb in VERBS, verb
     problems: list[FinloraError] = []
-    _try(problems, lambda: spec_from_dict(as_dict(spec)))
+    gathered(problems, lambda: spec_from_dict(as_dict(spec)))
     if problems:
         return problems
     _device(spec, problems)
     method = folder = None
-    optimizer = _try(problems, lambda: resolve(spec.optimizer)) if verb in ("finetune", "pretrain", "doctor") else None
+    optimizer = gathered(problems, lambda: resolve(spec.optimizer)) if verb in ("finetune", "pretrain", "doctor") else None
     if verb == "pretrain":
         pretraining(spec, problems)
     else:
-        codec = _try(problems, lambda: resolve(spec.codec))
-        method = _try(problems, lambda: resolve(spec.method)) if verb in ("finetune", "doctor") else None
+        codec = gathered(problems, lambda: resolve(spec.codec))
+        method = gathered(problems, lambda: resolve(spec.method)) if verb in ("finetune", "doctor") else None
         folder = _model(spec, problems)
         problems += uncalibrated(spec, verb, *codec) if codec else []
         if method:
@@ -53,7 +53,7 @@ def check(spec: Spec, verb: str = "finetune") -> list[FinloraError]:
     if verb in ("finetune", "evaluate") and spec.evaluate.text:
         from .perplexity import texts
 
-        _try(problems, lambda: texts(spec.evaluate.text))
+        gathered(problems, lambda: texts(spec.evaluate.text))
     if verb in ("finetune", "pretrain", "evaluate"):
         _out(spec, problems)
     problems += idle(spec, verb, layers(_config(folder)) if folder is not None else {}, method)
@@ -164,26 +164,17 @@ def verb_of(spec: Spec) -> str:
     return "pretrain" if spec.data.text or spec.model.config else "finetune"
 
 
-def _try(problems: list[FinloraError], action: Callable[[], Any]) -> Any:
-    """What `action` returns; its error becomes a problem and the answer None."""
-    try:
-        return action()
-    except FinloraError as error:
-        problems += error.problems
-        return None
-
-
 def _device(spec: Spec, problems: list[FinloraError]) -> None:
     from .model import device_of
 
-    _try(problems, lambda: device_of(spec.run.device))
+    gathered(problems, lambda: device_of(spec.run.device))
 
 
 def _model(spec: Spec, problems: list[FinloraError]) -> Path | None:
     """The model's local folder, None where it is not local or not sound."""
     from .model import locate
 
-    where = _try(problems, lambda: locate(spec.model.name, spec.model.online))
+    where = gathered(problems, lambda: locate(spec.model.name, spec.model.online))
     if spec.model.adapter:
         adapter = Path(spec.model.adapter).expanduser()
         if not (adapter / "adapter_config.json").is_file():
@@ -202,7 +193,7 @@ def _model(spec: Spec, problems: list[FinloraError]) -> Path | None:
             )
     if where is None or not Path(where).is_dir():
         return None
-    return Path(where) if _try(problems, lambda: _config(Path(where))) is not None else None
+    return Path(where) if gathered(problems, lambda: _config(Path(where))) is not None else None
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -306,7 +297,7 @@ def _patterns(spec: Spec, record: Any, config: Any, problems: list[FinloraError]
         if isinstance(values, dict):
             read_fields(record.config, values, "method", f" in {place}", problems)
         if _rules(rule, "method.patterns", problems) and len(problems) == before:
-            if _try(problems, lambda rule=rule, values=values: changed(config, rule, values)) is not None:
+            if gathered(problems, lambda rule=rule, values=values: changed(config, rule, values)) is not None:
                 sound[rule] = values
     return sound
 
@@ -314,7 +305,7 @@ def _patterns(spec: Spec, record: Any, config: Any, problems: list[FinloraError]
 def _begins(spec: Spec, verb: str, method: Any, optimizer: Any, problems: list[FinloraError]) -> None:
     """What the method needs beside its base: calibration, and an optimiser that can step it."""
     record, config = method
-    _try(problems, lambda: registry.pick("codec", spec.calibrate.codec))
+    gathered(problems, lambda: registry.pick("codec", spec.calibrate.codec))
     if verb != "finetune" and record.needs(config):
         problems.append(
             FinloraError(
@@ -381,7 +372,7 @@ def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[st
     graded = [name for name in spec.evaluate.tasks or spec.data.tasks if not name.startswith(HARNESS)]  # that package checks its own
     wanted += [(name, spec.evaluate.split, spec.evaluate.limit) for name in graded]
     picked = {
-        name: _try(problems, lambda name=name: registry.pick("task", name))
+        name: gathered(problems, lambda name=name: registry.pick("task", name))
         for name in dict.fromkeys(name for name, _, _ in wanted)
     }
     found: dict[tuple[str, str], list[Any]] = {}
@@ -389,7 +380,7 @@ def _tasks(spec: Spec, verb: str, problems: list[FinloraError]) -> dict[tuple[st
         task = picked[name]
         if task is None:
             continue
-        examples = _try(
+        examples = gathered(
             problems,
             lambda task=task, split=split, limit=limit: read_examples(task, split, spec.data.dir, limit or None),
         )
@@ -417,7 +408,7 @@ def _lengths(
 
     context = _config(folder).get("max_position_embeddings") or _config(folder).get("n_positions") or 1 << 30
     tokenizer = load_tokenizer(str(folder))
-    template = _try(problems, lambda: choose_template(tokenizer, spec.data.template))
+    template = gathered(problems, lambda: choose_template(tokenizer, spec.data.template))
     if template is None:
         return
     row = min(context, spec.data.row_tokens or context)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from .errors import FinloraError
+from .errors import FinloraError, gathered
 from .spec import Spec, resolve
 
 
@@ -29,7 +27,7 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
             )
         )
     given = spec.data.text or not (spec.data.shards and Path(spec.data.shards).expanduser().exists())
-    for path in _try(problems, lambda: files(spec.data.text)) or () if given else ():
+    for path in gathered(problems, lambda: files(spec.data.text)) or () if given else ():
         if not path.stat().st_size:
             problems.append(FinloraError(f"data.text: `{path}` is empty", "remove it or give another file"))
     if spec.data.row_tokens < 8:
@@ -58,7 +56,7 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
             )
         )
     if spec.model.config:
-        _try(problems, lambda: _structure(spec, problems))
+        gathered(problems, lambda: _structure(spec, problems))
 
 
 def _further(spec: Spec, problems: list[FinloraError]) -> None:
@@ -66,11 +64,11 @@ def _further(spec: Spec, problems: list[FinloraError]) -> None:
     from .model import locate
     from .seam import check_over
 
-    _try(problems, lambda: locate(spec.model.name, spec.model.online))
-    found = [_try(problems, lambda part=part: resolve(part)) for part in (spec.method, spec.codec)]
+    gathered(problems, lambda: locate(spec.model.name, spec.model.online))
+    found = [gathered(problems, lambda part=part: resolve(part)) for part in (spec.method, spec.codec)]
     if all(found):
         (method, config), (codec, _) = found
-        _try(problems, lambda: check_over(method, codec))
+        gathered(problems, lambda: check_over(method, codec))
         if method.needs(config):
             problems.append(
                 FinloraError(
@@ -86,24 +84,16 @@ def _structure(spec: Spec, problems: list[FinloraError]) -> None:
     from .restructure import planned
 
     part = spec.structure
-    resolved = _try(problems, lambda: resolve(part))
+    resolved = gathered(problems, lambda: resolve(part))
     given = Path(spec.model.tokenizer).expanduser()
     own = spec.model.tokenizer not in ("", "train") and (given / "tokenizer.json").is_file()
     body = outline(spec.model.config, len(load_tokenizer(str(given))) if own else spec.model.vocab_size)
     if resolved and part.kind != type(part)().kind:
         planned(body, part, resolved)
-    elif part.keep or part.compression or part.guided or part.codec:
+    elif part.keep or part.compression or part.guided or part.rounded:
         problems.append(
             FinloraError(
-                f'structure.keep, compression, guided and codec say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
+                f'structure.keep, compression, guided and rounded say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
                 "choose a structure of `finlora list structures`",
             )
         )
-
-
-def _try(problems: list[FinloraError], action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except FinloraError as error:
-        problems += error.problems
-        return None

@@ -7,7 +7,8 @@ Our own mistakes stay `assert`s and keep their traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class FinloraError(Exception):
@@ -50,3 +51,12 @@ def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> Finl
     where = f" in {place}" if place else ""
     hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}" if known else ""
     return FinloraError(f"no {kind} named `{name}`{where}", hint)
+
+
+def gathered(problems: list[FinloraError], action: Callable[[], Any]) -> Any:
+    """What `action` returns; its error joins the problems, and the answer is then None."""
+    try:
+        return action()
+    except FinloraError as error:
+        problems += error.problems
+        return None

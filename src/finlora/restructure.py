@@ -131,11 +131,11 @@ def planned(body: nn.Module, part: Any, resolved: tuple[Structure, Any]) -> Plan
     )
     if part.guided:
         held = {name: (guided(structure), Guided(cfg, part.guided)) for name, (structure, cfg) in held.items()}
-    if part.codec:
-        codec = pick("codec", part.codec)
+    if part.rounded:
+        codec = pick("codec", part.rounded)
         how = codec.config()
         if codec.needs(how):
-            raise FinloraError(f'structure.codec = "{part.codec}" encodes by calibration, which factors in training do not have', "choose another codec")
+            raise FinloraError(f'structure.rounded = "{part.rounded}" encodes by calibration, which factors in training do not have', "choose another codec")
         held = {name: (rounded(structure), Rounded(cfg, codec, how)) for name, (structure, cfg) in held.items()}
     return held
 
@@ -193,7 +193,7 @@ def _stand(body: nn.Module, name: str, module: nn.Module) -> None:
     setattr(body.get_submodule(parent), leaf, module)
 
 
-def values(model: Model) -> int:
+def trained_values(model: Model) -> int:
     """Trained values of a model that is being trained, without guides."""
     trained = {name for name in model.structured if name in model.linears and model.linears[name].store is None}
     inside = {id(p) for name in trained for p in model.linears[name].adapters.parameters()}

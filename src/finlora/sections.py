@@ -103,6 +103,7 @@ class StructurePart(Part):
     """[structure]: pretraining: what stands in the place of the linears. `finlora list structures` shows the kinds."""
 
     family: ClassVar[str] = "structure"
+    later: ClassVar[bool] = True  # runs were made before it was there, and are keyed without it
     kind: str = setting("dense", "the structure's name", filled=True, added=True)
     targets: str | tuple[str, ...] = setting("all-linear", f"the layers that take it: {TARGETS}", filled=True, added=True)
     patterns: dict[str, Any] = setting({}, "settings that differ by layer, `keep` among them: {attention = {keep = 0.5}}", added=True)
@@ -110,13 +111,15 @@ class StructurePart(Part):
     compression: float = setting(
         0.0, "by how much the whole model is to be smaller, which sets all ranks: 2.64; 0: as keep or the rank says", low=0.0, high=1000.0, added=True
     )
-    codec: str = setting("", "train as it will be kept: the factors are rounded by this codec in every forward pass; empty: they are not", added=True)
+    rounded: str = setting("", "train as it will be kept: the factors are rounded by this codec in every forward pass; empty: they are not", added=True)
     guided: float = setting(0.0, "share of the steps over which a dense guide beside the structure fades out; 0: none", low=0.0, high=0.9, added=True)
 
 
 @dataclass(frozen=True)
 class Parallel:
     """[parallel]: pretraining under torchrun. None of it changes the result."""
+
+    later: ClassVar[bool] = True
 
     data: str = setting("ddp", "how ranks share a step: ddp (each a whole model) or fsdp (each a part of every weight)", choices=("ddp", "fsdp"), result=False)
     pipeline: int = setting(1, "stages that the layers are cut into", low=1, result=False)

@@ -147,7 +147,7 @@ def digest(spec: Spec) -> str:
             unused = f.metadata.get("added") and getattr(getattr(spec, name), f.name) == getattr(fresh, f.name)
             if unused or not f.metadata.get("result", True):
                 told[name].pop(f.name, None)
-        if not told[name] and name in ("structure", "parallel"):  # sections that came after runs were made without them
+        if not told[name] and getattr(section, "later", False):  # a section that came after runs were made without it
             told.pop(name)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

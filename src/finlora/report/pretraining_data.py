@@ -7,7 +7,6 @@ budgets, by which dense is known at fewer and at more tokens.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from finlora import receipt
 from finlora.errors import FinloraError, unknown
-from finlora.report.study_data import SEED, Held, frozen, told
+from finlora.report.study_data import SEED, Held, frozen, read_study, told
 from finlora.report.tables import part
 
 EQUAL = 0.01  # two runs were trained on equally many tokens when they differ by no more than this share
@@ -89,12 +88,7 @@ def load(folder: str | Path, reference: str = "") -> Study:
     against the same text, or none of them is dense.
     """
     folder = Path(folder)
-    try:
-        study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FinloraError(f"`{folder}` holds no study: {error}", "finlora study run writes study.json") from error
-    if not study["runs"]:
-        raise FinloraError(f"no run of the study in `{folder}` has finished", "run it again to go on")
+    study = read_study(folder)
     raw = {r["run"]: receipt.read(folder / "runs" / r["run"]) for r in study["runs"]}
     for run, sheet in raw.items():
         if sheet["kind"] != "pretrain" or any(part(sheet, "model").get(key) is None for key in ("params_dense", "forward_multiply_adds")):

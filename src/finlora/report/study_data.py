@@ -98,18 +98,24 @@ class Held:
         return self._marks[key]
 
 
-def load(folder: str | Path) -> Held:
-    """The study in a folder.
-
-    Raises: FinloraError where the folder holds no study, nothing of it has finished, or a report cannot tell its runs apart.
-    """
-    folder = Path(folder)
+def read_study(folder: Path) -> dict[str, Any]:
+    """The value of a folder's study.json.  Raises: FinloraError where there is none, or nothing of it has finished."""
     try:
         study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FinloraError(f"`{folder}` holds no study: {error}", "finlora study run writes study.json") from error
     if not study["runs"]:
         raise FinloraError(f"no run of the study in `{folder}` has finished", "run it again to go on")
+    return study
+
+
+def load(folder: str | Path) -> Held:
+    """The study in a folder.
+
+    Raises: FinloraError where the folder holds no study, nothing of it has finished, or a report cannot tell its runs apart.
+    """
+    folder = Path(folder)
+    study = read_study(folder)
     if not all(ROW in r["keys"] for r in study["runs"]):
         raise FinloraError(f"the study in `{folder}` has no `{ROW}` in its [grid], by which a report tells its runs", f"add \"{ROW}\" = [\"lora\"] to it")
     raw = {r["run"]: receipt.read(folder / "runs" / r["run"]) for r in study["runs"]}

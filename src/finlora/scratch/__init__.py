@@ -71,7 +71,7 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
 
 def _written(spec: specs.Spec, model: models.Model, folder: Path, told: dict[str, Any], corpus: words.Corpus, full: int) -> dict[str, Any]:
     """What came of the run, in its folder: the model or adapter, and the receipt."""
-    goes_on, n = further(spec), restructure.values(model)
+    goes_on, n = further(spec), restructure.trained_values(model)
     work = restructure.multiply_adds(model, spec.data.row_tokens)
     stored = sum(linear.store.size for linear in model.linears.values() if linear.store is not None)
     held = n if not goes_on else sum(p.numel() for p in model.parameters()) + stored
