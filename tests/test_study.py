@@ -117,6 +117,20 @@ def test_a_failed_run_is_told_and_stops_nothing(file, inline, home, monkeypatch)
     assert not done["failed"] and len(done["runs"]) == 10
 
 
+def test_what_no_value_could_be_chosen_for_has_failed(file, inline, home, monkeypatch):
+    good = work.one
+    monkeypatch.setattr(work, "one", lambda job: {"run": "x", "error": "out of memory"} if job.tree["method"]["kind"] == "dora" else good(job))
+    done = study.run(study.load_study(file), home / "runs")
+    assert {f["keys"]["method.kind"] for f in done["failed"]} == {"dora"} and len(done["failed"]) == 4 and len(done["runs"]) == 6
+    assert "no train.lr could be chosen for it: out of memory" in done["failed"][0]["error"]
+
+
+def test_what_all_runs_lack_is_told_once_and_nothing_is_begun(file, inline, home, capsys):
+    assert main(["study", "run", str(file), "-o", "runs", "--set", "data.dir=nowhere"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert [line for line in told if "error" in line] == told[-1:] and "nowhere" in told[-1] and not inline and not (home / "runs").exists()
+
+
 def test_from_end_to_end(file, home, capsys):
     small = STUDY.replace('"lora", "dora", "full"', '"lora", "dora"').replace("values = [1e-3, 1e-2]", "values = [1e-3]")
     file.write_text(small, encoding="utf-8")

@@ -262,7 +262,7 @@ def test_cells_that_cannot_be_done_are_told(home, capsys):
         capsys.readouterr()
         assert main(["study", *words]) == 2
         assert wanted in capsys.readouterr().err
-    assert main(["study", "gather", "runs"]) == 0
+    assert main(["study", "gather", "runs"]) == 1
     assert json.loads((home / "runs" / "study.json").read_text(encoding="utf-8"))["runs"] == []
 
 

@@ -67,7 +67,7 @@ def command(
         from ..study.launch import read_cells
 
         done = gather(read_cells(file)[0], file)
-        typer.echo(f"{len(done['runs'])} runs done, {len(done['failed'])} failed; {file / 'study.json'}")
+        _ended(done, file)
     else:
         _study(what, file, out, jobs or 1, size(memory) if memory else 0.0, sets or [], probe or "one", launcher or "local", sbatch or [], address or "")
 
@@ -136,9 +136,16 @@ def _study(what: str, file: Path, out: str | None, jobs: int, memory: float, set
         launch = ray_launch(jobs, memory, address)
     with shared.live() as progress:
         done = run(study, folder, jobs, progress, memory, launch)
+    _ended(done, folder)
+
+
+def _ended(done: dict[str, Any], folder: Path) -> None:
+    """Say what became of a study; one with failed runs exits with status 1."""
     for failed in done["failed"]:
         typer.echo(f"failed: {', '.join(map(str, failed['keys'].values()))}: {failed['error']}", err=True)
     typer.echo(f"{len(done['runs'])} runs done, {len(done['failed'])} failed; {folder / 'study.json'}")
+    if done["failed"]:
+        raise typer.Exit(1)
 
 
 def _finished(told: dict[str, Any]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 from .. import receipt
 from .. import spec as specs
+from ..check import check
+from ..errors import FinloraError, Problems
 from .grid import Cell, Study, cells, group, searches, spec_of, told, untuned
 from .guess import Costs
-from .work import Job, failure, local, said
+from .work import Job, failure, local, said, verb
 
 Launch = Callable[[Sequence[Job], Callable[[Job], int]], Iterator[tuple[int, dict[str, Any]]]]
 
@@ -74,16 +76,28 @@ def run(study: Study, out: str | Path, jobs: int = 1, progress: Any = None, memo
     costs = Costs(study.key)
     costs.read(out)
     start = launch or (lambda asked, guess: local(asked, jobs, memory, guess))
+    trials, bases = first_jobs(study, out, found)
+    _possible(trials or bases or final_jobs(study, out, found, {}))
     if study.text:
         receipt.write_text(out / "study.toml", study.text)
-    trials, bases = first_jobs(study, out, found)
     many = "" if launch else f", {jobs} at a time" + (f" within {memory / 1e9:.1f} GB" if memory else "")
     done = _all([*trials, *bases], start, costs, note, many)
     losses = {repr(job.keys): outcome for job, outcome in zip(trials, done)}
     chosen = choose(study, found, lambda keys: losses[repr(keys)])
     finals = final_jobs(study, out, found, chosen)
     graded = _all(finals, start, costs, note, many)
-    return write(study, out, found, chosen, [*zip(bases, done[len(trials) :]), *zip(finals, graded)])
+    return write(study, out, found, chosen, [*zip(trials, done), *zip(bases, done[len(trials) :]), *zip(finals, graded)])
+
+
+def _possible(asked: Sequence[Job]) -> None:
+    """Raises: Problems when every run of the first stage would be refused, before any is tried: something that all share is missing."""
+    refused: list[FinloraError] = []
+    for one in asked:
+        if finished(one) or not (problems := check(specs.spec_from_dict(one.tree), verb(one))):
+            return
+        refused = refused or problems
+    if refused:
+        raise Problems(refused)
 
 
 def gather(study: Study, out: str | Path) -> dict[str, Any]:
@@ -93,17 +107,23 @@ def gather(study: Study, out: str | Path) -> dict[str, Any]:
     trials, bases = first_jobs(study, out, found)
     losses = {repr(job.keys): _looked(job) for job in trials}
     chosen = choose(study, found, lambda keys: losses[repr(keys)])
-    both = [*bases, *final_jobs(study, out, found, chosen)]
-    return write(study, out, found, chosen, [(job, _looked(job)) for job in both])
+    every = [*trials, *bases, *final_jobs(study, out, found, chosen)]
+    return write(study, out, found, chosen, [(job, _looked(job)) for job in every])
 
 
 def write(study: Study, out: Path, found: Sequence[Cell], chosen: Mapping[str, Any], ended: Iterable[tuple[Job, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Write and return study.json's value."""
+    """Write and return study.json's value. A trial that failed is no failure of the study, but a cell left without a value is."""
     ended = list(ended)
+    trials = {repr(job.keys): outcome for job, outcome in ended if job.kind == "search"}
+    left = {name: some for name, some in searches(study, found).items() if name not in chosen}
     told_of = {
         kind: [{"keys": job.keys, "run": outcome["run"]} for job, outcome in ended if job.kind == kind and "error" not in outcome] for kind in ("runs", "base")
     }
-    failed = [{"keys": job.keys, "error": outcome["error"]} for job, outcome in ended if "error" in outcome]
+    failed = [{"keys": job.keys, "error": outcome["error"]} for job, outcome in ended if "error" in outcome and job.kind != "search"]
+    for cell in found:
+        if not cell.refused and (some := left.get(group(study, cell.keys))):
+            why = next((error for keys in some if (error := trials[repr(keys)].get("error"))), "no trial's validation loss is a number")
+            failed.append({"keys": cell.keys, "error": f"no {study.key} could be chosen for it: {why}"})
     value = {
         "study": study.name, "key": study.key, "chosen": dict(chosen), **told_of, "failed": failed,
         "refused": [{"keys": cell.keys, "why": cell.refused} for cell in found if cell.refused], **{k: v for k, v in study.own.items() if k != "base"},

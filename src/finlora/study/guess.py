@@ -22,7 +22,7 @@ from typing import Any
 from .. import receipt
 from .. import spec as specs
 from ..errors import FinloraError
-from .work import Job
+from .work import Job, verb
 
 STEPS, GRADED = 4, 24
 LEVELS = ("the same cell, another seed or learning rate", "the same method and codec", "the same method", "any other run")
@@ -165,10 +165,9 @@ def probe(costs: Costs, jobs: Sequence[Job]) -> list[str]:
 
 
 def _probe(costs: Costs, job: Job) -> None:
-    from ..check import verb_of
     from ..tune import finetune
 
-    if verb_of(specs.spec_from_dict(job.tree)) == "pretrain":
+    if verb(job) == "pretrain":
         return _probe_scratch(costs, job)
     with tempfile.TemporaryDirectory(prefix="finlora-probe-") as folder:
         spec = specs.spec_from_dict(job.tree)

@@ -204,23 +204,29 @@ def one(job: Job) -> dict[str, Any]:
     return {**said(job.folder), **cost}
 
 
-def _do(job: Job) -> None:
-    """The run itself, by its kind."""
+def verb(job: Job) -> str:
+    """What the job does: evaluate, pretrain or finetune."""
     from ..check import verb_of
 
+    return "evaluate" if job.kind == "base" else verb_of(specs.spec_from_dict(job.tree))
+
+
+def _do(job: Job) -> None:
+    """The run itself, by its kind."""
     spec = specs.spec_from_dict(job.tree)
-    if job.kind == "base":
-        from ..evaluate import run
+    match verb(job):
+        case "evaluate":
+            from ..evaluate import run
 
-        run(spec)
-    elif verb_of(spec) == "pretrain":
-        from ..scratch import pretrain
+            run(spec)
+        case "pretrain":
+            from ..scratch import pretrain
 
-        pretrain(spec)
-    else:
-        from ..tune import finetune
+            pretrain(spec)
+        case _:
+            from ..tune import finetune
 
-        finetune(spec, grade=job.kind == "runs")
+            finetune(spec, grade=job.kind == "runs")
 
 
 class _Top:
