@@ -4,6 +4,7 @@ kills the work; what is read back is what pretraining from memory would have cut
 
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -417,8 +419,27 @@ def test_a_folder_is_never_written_over_unasked(text, raw, tmp_path):
     for overwrite in (False, True):
         refused(lambda o=overwrite: tokenise([str(text)], raw, tmp_path / "mine", overwrite=o), "not shards")
     refused(lambda: tokenise([str(text)], raw, text / "a.jsonl"), "is a file")
-    with build._alone(tmp_path / "mine"):
-        refused(lambda: build._alone(tmp_path / "mine").__enter__(), "another process")
+
+
+def test_who_comes_second_waits_and_finds_it_done(text, raw, tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    fill = build._fill
+
+    def slow(*given):
+        begun.set()
+        assert go.wait(30)
+        return fill(*given)
+
+    monkeypatch.setattr(build, "_fill", slow)
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        first = both.submit(tokenise, [str(text)], raw, tmp_path / "out")
+        assert begun.wait(30)
+        second = both.submit(tokenise, [str(text)], raw, tmp_path / "out")
+        time.sleep(0.5)
+        assert not second.done()
+        go.set()
+        told, again = first.result(30), second.result(30)
+    assert told["run"]["reused"] == 0 and again["run"]["reused"] == len(again["shards"]) and not list(tmp_path.glob(".*"))
 
 
 # ---- opening ------------------------------------------------------------------------------------------------------

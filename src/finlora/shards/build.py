@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,8 @@ def tokenise(
     weights: {source: how often its pieces count in an epoch} (2.5: twice, and every other piece a third time); 1 for others.
     only, exclude: of rows by their `source`.  vocab: entries of the model that will read them; 0: as the tokenizer says.
     whole: fingerprints of whole files; None: where all are below 1 GiB.  unit_bytes: of a shard's text; 0: by the size of all.
-    The same call on a finished folder returns what is there; on a half-finished one it goes on.
+    The same call on a finished folder returns what is there; on a half-finished one it goes on; where another process
+    writes the folder, as the runs of one study may, it waits for that one.
     Raises: FinloraError for sources that cannot be read or hold no document, settings that do not fit, a folder that holds
     something else, a full disk.
     """
@@ -78,16 +80,23 @@ def tokenise(
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))  # as it will be read back
     out = Path(out)
-    if (finished := _finished(out, settings, overwrite)) is not None:
-        return {**finished, "run": {"workers": workers, "reused": len(finished["shards"]), "peak_bytes": unit.peak_bytes(), "worker_peak_bytes": 0}}
-    try:
-        with _room(out, settings, words) as folder:
-            manifest, run = _fill(folder, found, settings, words, workers, progress)
-            plan.check(settings["sources"], settings["paths"])  # nothing may have changed under our eyes
-            unit.write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-            _put(folder, out)
-    except OSError as error:
-        raise FinloraError(f"cannot write `{out}`: {error.strerror or error}", "free some disk space or choose another folder, then run again") from error
+    while True:
+        if (finished := _finished(out, settings, overwrite)) is not None:
+            return {**finished, "run": {"workers": workers, "reused": len(finished["shards"]), "peak_bytes": unit.peak_bytes(), "worker_peak_bytes": 0}}
+        try:
+            with _room(out, settings, words) as folder:
+                if _finished(out, settings, overwrite) is not None:  # since we looked
+                    shutil.rmtree(folder)
+                    continue
+                manifest, run = _fill(folder, found, settings, words, workers, progress)
+                plan.check(settings["sources"], settings["paths"])  # nothing may have changed under our eyes
+                unit.write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+                _put(folder, out)
+            break
+        except _Busy:
+            time.sleep(0.2)
+        except OSError as error:
+            raise FinloraError(f"cannot write `{out}`: {error.strerror or error}", "free some disk space or choose another folder, then run again") from error
     for text in manifest["warnings"]:
         progress.note(text) if progress else warnings.warn(text, stacklevel=2)
     return {**manifest, "run": run}
@@ -297,20 +306,30 @@ def _room(out: Path, settings: dict[str, Any], words: wording.Words) -> Iterator
         yield folder
 
 
+class _Busy(Exception):
+    """Another process writes the folder."""
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however that ends.  Raises FinloraError where another holds it."""
+    """Hold the folder's lock, which ends with the process however that ends.  Raises _Busy where another holds it, or has just renamed it."""
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        raise _Busy from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FinloraError(f"another process is writing `{folder}`", "wait for it, or name another folder") from None
+            held = os.stat(folder)
+        except (BlockingIOError, FileNotFoundError):
+            raise _Busy from None
+        if not os.path.samestat(held, os.fstat(handle)):
+            raise _Busy
         yield
     finally:
         os.close(handle)
