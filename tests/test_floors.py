@@ -8,7 +8,7 @@ import pytest
 
 from finlora import floors, score
 from finlora.errors import FinloraError
-from finlora.floors import common
+from finlora.floors import bayes, common
 from finlora.text import Example
 
 LABELS = ("down", "flat", "up")
@@ -261,13 +261,15 @@ def bayes_of(name):
     [("fpb", 0.747, 0.678, 0.6153, 0.728), ("tfns", 0.820, 0.747, 0.6558, 0.820), ("fiqa", 0.706, 0.543, 0.6, 0.672)],
 )
 def test_floors_of_the_real_sets(name, accuracy, macro, majority, published):
-    """Measured here with scikit-learn 1.9. Published naive Bayes, smoothing unknown: we are never a point below, and by
-    cross-validated smoothing 1.9 and 3.4 points above on FPB and FiQA."""
+    """Measured here with scikit-learn 1.9. By cross-validated smoothing we are never a point below the published naive Bayes,
+    and 1.9 and 3.4 points above on FPB and FiQA; with 0.3, all questions together, its figures come out to 0.2 points."""
     task, train, test = of_real(name)
     found = bayes_of(name)
     assert score.accuracy(found) == pytest.approx(accuracy, abs=0.006) and score.accuracy(found) >= published - 0.01
     assert score.macro_f1(found) == pytest.approx(macro, abs=0.012)
     assert score.accuracy(floors.majority(train, test, task.mark)) == pytest.approx(majority, abs=1e-4)
+    plain = bayes._guess(train, test, False, [0.3])[0]
+    assert sum(answer == e.gold for answer, e in zip(plain, test)) / len(test) == pytest.approx(published, abs=0.002)
 
 
 @real
