@@ -112,15 +112,8 @@ def _none() -> FinloraError:
 
 
 def _split(texts: list[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """(held out, train): whole documents, chosen by the hash of their source and id, so that the choice never moves."""
-    if not share:
-        return [], texts
-
-    def draw(d: Document) -> float:
-        return int.from_bytes(hashlib.sha256(f"{d.source}/{d.id}".encode()).digest()[:8], "big") / 2**64
-
-    held = [d for d in texts if draw(d) < share]
-    return held, [d for d in texts if draw(d) >= share]
+    """(held out, train): whole documents, drawn as shards draw them."""
+    return [d for d in texts if shards.held_out(d, share)], [d for d in texts if not shards.held_out(d, share)]
 
 
 def _pieces(texts: list[Document], tokenizer: Any, length: int, most: int) -> list[Tokens]:

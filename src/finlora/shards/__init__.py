@@ -20,5 +20,6 @@ was interrupted.  Memory does not grow with the text, but by eight bytes a docum
 from .build import tokenise
 from .reader import Shards, open_shards, thinned
 from .spool import spool, streamed
+from .unit import held_out
 
-__all__ = ["Shards", "open_shards", "spool", "streamed", "thinned", "tokenise"]
+__all__ = ["Shards", "held_out", "open_shards", "spool", "streamed", "thinned", "tokenise"]

@@ -132,8 +132,8 @@ def chosen(unit: Unit, settings: dict[str, Any], told: dict[str, int] | None = N
             yield d
 
 
-def held_out(d: corpus.Document, share: float, seed: int) -> bool:
-    """Whether the document is held out.  Seed 0 draws as pretraining from memory does."""
+def held_out(d: corpus.Document, share: float, seed: int = 0) -> bool:
+    """Whether the document is held out."""
     key = f"{seed}:{d.source}/{d.id}" if seed else f"{d.source}/{d.id}"
     return share > 0 and int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 < share
 
