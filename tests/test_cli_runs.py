@@ -8,6 +8,8 @@ import json
 import pytest
 from test_bad_input import disk, home, toy  # noqa: F401  (fixtures)
 
+from finlora import memory
+from finlora import model as models
 from finlora.cli import main
 from finlora.spec import digest, load_spec
 
@@ -126,6 +128,9 @@ def test_pretrain_makes_a_model_that_opens(home, capsys):
     assert main(["check", "pre.toml"]) == 0
     assert main(["pretrain", "pre.toml"]) == 0
     assert "trained: 2 steps" in capsys.readouterr().out
+    receipt = json.loads((home / "pre" / "receipt.json").read_text(encoding="utf-8"))
+    rows, tokens, width = receipt["spec"]["train"]["micro_rows"], 32, 16
+    assert receipt["train"]["activation_bytes"] == memory.activation_bytes(models.open_model("pre/model", method="full"), (rows, tokens)) > 4 * rows * tokens * width
     assert main(["generate", "Net", "-m", "pre/model", "--max-new", "2"]) == 0
 
 

@@ -117,6 +117,14 @@ def undisturbed_scratch(place):
     return place / "scratch", receipt, time.perf_counter() - began
 
 
+def test_a_pretraining_receipt_tells_its_text_its_work_and_what_it_kept(undisturbed_scratch):
+    _, receipt, _ = undisturbed_scratch
+    told, (train, held) = receipt["train"], receipt["data"]
+    assert 0 < told["cpu_seconds"] and told["threads"] >= 1
+    assert told["activation_bytes"] is None, "its guide fades"
+    assert train["rows"] > held["rows"] > 0 and len(train["sha256"]) == len(held["sha256"]) == 64 and train["sha256"] != held["sha256"]
+
+
 def kill_it(place: Path, out: Path, times: int, rng: random.Random, seconds: float, verb: str) -> int:
     """Start the run `times` times and kill it -9 after a random part of `seconds`; how often that was before its end."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -131,8 +131,13 @@ def test_environment_needs_no_torch():
 
 
 def test_commit_is_only_claimed_for_a_tracked_file(monkeypatch):
+    receipt._code.cache_clear()
     monkeypatch.setattr(receipt, "_git", lambda folder, *arguments: None)
     assert receipt.code()["commit"] is None
+    receipt._code.cache_clear()
     answers = {"ls-files": "receipt.py", "rev-parse": "abc123", "status": " M receipt.py"}
     monkeypatch.setattr(receipt, "_git", lambda folder, *arguments: answers[arguments[0]])
     assert receipt.code() == {"version": receipt._version("finlora"), "commit": "abc123", "dirty": True}
+    answers["rev-parse"] = "later"
+    assert receipt.code()["commit"] == "abc123", "what is imported does not change with the checkout"
+    receipt._code.cache_clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -178,7 +179,15 @@ def device() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """version; commit (None outside a git checkout of this package); dirty: whether the package differs from it."""
+    """version; commit (None outside a git checkout of this package); dirty: whether the package differs from it.
+
+    As they were when this process first asked, which is when it began its first run: what it imported is that.
+    """
+    return dict(_code())
+
+
+@functools.cache
+def _code() -> dict[str, Any]:
     folder = Path(__file__).resolve().parent
     out: dict[str, Any] = {"version": _version("finlora"), "commit": None}
     # an installed copy may lie inside somebody else's checkout (.venv/): only a tracked file proves it is ours

@@ -48,6 +48,7 @@ def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
     if (folder / "receipt.json").exists():
         return folder, receipt.read(folder / "receipt.json")
     receipt.write_text(folder / "spec.toml", specs.dump(spec))
+    receipt.code()
     return folder, None
 
 

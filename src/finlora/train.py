@@ -103,6 +103,7 @@ class Progress:
     tokens: int = 0
     examples: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of this process, all threads: far fewer than seconds times threads tell of a busy machine
     first: list[float] = field(default_factory=list)
     best: float = math.inf
     best_step: int = -1
@@ -163,7 +164,7 @@ def fit(
         progress.start("train", total)
     with _Interrupt() as interrupt:
         while at.step < total and not at.stopped:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             drawn = (order or members)(at.step, settings.batch, len(train), seed)
             chosen = [train[i] for i in spread.share(drawn)]
             model.train()
@@ -186,7 +187,7 @@ def fit(
             n_tokens = int(spread.sum(sum(len(t.ids) - 1 for t in chosen)))
             at.tokens, at.examples = at.tokens + n_tokens, at.examples + len(drawn)
             spent = time.perf_counter() - began
-            at.seconds += spent
+            at.seconds, at.cpu_seconds = at.seconds + spent, at.cpu_seconds + time.process_time() - worked
             at.first = [*at.first, loss][:5]
             if at.step % settings.log_every == 0 or at.step == total:
                 logs.write(step=at.step, loss=loss, lr=rate, grad_norm=float(norm), tokens=at.tokens, seconds=at.seconds)
@@ -216,6 +217,8 @@ def fit(
         "examples": at.examples,
         "tokens": at.tokens,
         "seconds": at.seconds,
+        "cpu_seconds": at.cpu_seconds,
+        "threads": torch.get_num_threads(),
         "tokens_per_s": at.tokens / at.seconds,
         "loss_first": at.first[0],
         "loss_last": curve[-1][1] if curve else None,

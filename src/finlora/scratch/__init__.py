@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from .. import adapters, checkpoint, measure, receipt, restructure, runs
+from .. import adapters, checkpoint, measure, memory, receipt, restructure, runs
 from .. import model as models
 from .. import parallel as several
 from .. import spec as specs
@@ -58,6 +58,7 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
     if progress:
         progress.note(f"{corpus.predictions:,} tokens to train on, {corpus.held_predictions:,} held out")
     resumed = checkpoint.latest(folder / "checkpoints") is not None
+    kept = _kept(model, spec) if team.alone else None
     meter = measure.meter(model.device)
     told = fit(
         model, corpus.train, spec.train, row_tokens=spec.data.row_tokens, seed=spec.run.seed, folder=folder, validation=corpus.held,
@@ -65,8 +66,19 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
         team=team, order=corpus.members,
     )  # fmt: skip
     told.update({k: v for k, v in meter.read(joules=not resumed).items() if k != "seconds"})
+    told["activation_bytes"] = kept
     told["val_bits_per_byte"] = corpus.bits_per_byte(told["val"][-1][1]) if told["val"] else None
     return team.tell(lambda: _written(spec, model, folder, told, corpus, full))
+
+
+def _kept(model: models.Model, spec: specs.Spec) -> int | None:
+    """Bytes that the forward pass of a full micro-batch keeps for the backward pass.
+
+    None under torch.compile, which chooses for itself, and beside a guide, of which less is kept as it fades.
+    """
+    if model.compiled is not None or spec.structure.guided:
+        return None
+    return memory.activation_bytes(model, (spec.train.micro_rows, spec.data.row_tokens))
 
 
 def _written(spec: specs.Spec, model: models.Model, folder: Path, told: dict[str, Any], corpus: words.Corpus, full: int) -> dict[str, Any]:

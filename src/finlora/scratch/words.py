@@ -100,7 +100,7 @@ def _mapped(spec: specs.Spec, tokenizer: Any, progress: Any) -> Corpus:
     if not len(train):
         raise _none()
     told = [
-        {"task": "text", "split": split, "rows": part.documents, "tokens": part.predictions, "bytes": part.bytes, "shards": folder.name}
+        {"task": "text", "split": split, "rows": part.documents, "tokens": part.predictions, "bytes": part.bytes, "sha256": part.sha256, "shards": folder.name}
         for split, part in (("train", train), ("validation", held))
     ]
     watched = shards.thinned(held, WATCHED) if len(held) else []

@@ -36,8 +36,8 @@ _Open = tuple[tuple[np.ndarray, np.memmap], np.ndarray, np.ndarray]
 class Shards(Sequence[Tokens]):
     """One split of a folder of shards as a sequence of pieces.
 
-    documents, tokens, bytes ({source: bytes of text}) are those of the split, without weights; predictions: of all its
-    pieces, without weights; id of a piece: SHARD.SPLIT:TOKEN.
+    documents, tokens, bytes ({source: bytes of text}) are those of the split, without weights; sha256: of its tokens, file by
+    file; predictions: of all its pieces, without weights; id of a piece: SHARD.SPLIT:TOKEN.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], split: str, row_tokens: int, join: bool, weights: Mapping[str, float]):
@@ -45,6 +45,8 @@ class Shards(Sequence[Tokens]):
         self._dtype = np.dtype(manifest["dtype"])
         counts = manifest["counts"][split]
         self.documents, self.tokens, self.bytes = counts["documents"], counts["tokens"], counts["bytes"]
+        files = "".join(shard[split]["sha256"] for shard in manifest["shards"] if shard[split]["documents"])
+        self.sha256 = hashlib.sha256(files.encode()).hexdigest()
         self._held: OrderedDict[int, _Open] = OrderedDict()
         self._touched = 0
         self._names: list[str] = []
