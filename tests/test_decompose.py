@@ -113,10 +113,10 @@ def test_factors_are_nested_and_errors_fall(name, shape):
 
 def test_spectra_are_the_errors_in_their_own_metric():
     W, stats = drawn(24, 40, 400)
-    C, d_o = stats.moment_II, stats.grad_OI.double().norm(dim=1)
+    C, d_g = stats.moment_II, stats.grad_OI.double().norm(dim=0)
     d_i = C.diagonal().sqrt() ** 0.5
     metric = {
-        "svd": lambda E: E.square().sum(), "asvd": lambda E: (E * d_i).square().sum(), "fwsvd": lambda E: (E * d_o[:, None]).square().sum(),
+        "svd": lambda E: E.square().sum(), "asvd": lambda E: (E * d_i).square().sum(), "fwsvd": lambda E: (E * d_g).square().sum(),
         "swift": lambda E: ((E @ C) * E).sum(), "svd_llm": lambda E: ((E @ C) * E).sum(),
     }  # fmt: skip
     assert set(metric) == set(FAMILY)
@@ -142,6 +142,21 @@ def test_the_others_come_down_to_svd():
             assert torch.allclose(got.B[:, :k] @ got.A[:k], want.B[:, :k] @ want.A[:k], atol=1e-10), name
     plain = solved("asvd", W, drawn(24, 40, 400)[1], alpha=0.0)
     assert torch.allclose(plain.B @ plain.A, want.B @ want.A, atol=1e-10)
+
+
+def test_fwsvd_spares_the_inputs_that_the_loss_minds():
+    """A gradient on one input alone: at rank 1 that column of W is kept and the others are not; a gradient of one output, the
+    same for all inputs, weighs nothing."""
+    W, _ = drawn(24, 40, 400)
+    grad = torch.zeros(24, 40)
+    grad[:, 7] = 1.0
+    f = solved("fwsvd", W, Stats(None, grad, 400), 1)
+    lost = (W - f.B @ f.A).norm(dim=0) / W.norm(dim=0)
+    assert float(lost[7]) < 1e-5 and float(torch.cat([lost[:7], lost[8:]]).min()) > 0.5
+    grad = torch.zeros(24, 40)
+    grad[7] = 1.0
+    f, plain = solved("fwsvd", W, Stats(None, grad, 400), 5), solved("svd", W, Stats(None, None, 400), 5)
+    assert torch.allclose(f.B @ f.A, plain.B @ plain.A, atol=1e-10)
 
 
 def test_svd_llms_update_changes_nothing_over_the_same_moment():
@@ -238,7 +253,7 @@ def test_a_weight_of_the_embedded_base():
         found = {n: float(_shared.output_error(f.A, f.B, W, C)) for n in FAMILY for f in [solved(n, W, stats, rank)]}
         assert abs(found["swift"] / bound - 1) < 1e-9, (name, found)  # measured: 1.1e-14
         assert min(found.values()) > found["swift"] * (1 - 1e-9), (name, found)
-        assert found["svd"] > 1.5 * found["swift"], (name, found)  # measured: 2.1 to 2.7 times; asvd 2.0 to 2.1, fwsvd 2.5 to 2.7
+        assert found["svd"] > 1.5 * found["swift"], (name, found)  # measured: 2.1 to 2.7 times; asvd 2.0 to 2.1, fwsvd 2.0 to 2.3
 
 
 # -- ranks ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 
 from finlora import optim, registry
 from finlora.errors import FinloraError
-from finlora.optimizers import _dynamic8, _projected, galore, loro
+from finlora.optimizers import _dynamic8, _projected, apollo, galore, loro
 from finlora.optimizers.adamw8bit import AdamW8bit
 from finlora.optimizers.apollo import Apollo
 from finlora.optimizers.galore import GaLore
@@ -124,16 +124,73 @@ def test_forgotten_parameters_begin_anew_and_no_other(name, config):
     case = Case(name, config).run(4)
     keys = ("A", "B", "tall")
     others = {key: value.clone() for key, value in optim.state_tensors(case.made).items() if key.partition("/")[2] not in keys}
+    lasting = getattr(case.made, "lasting", ())
+    kept = {path: value for path, value in optim.state_tensors(case.made).items() if path.partition("/")[0].partition(":")[0] in lasting}
     optim.forget(case.made, [case.params[key] for key in keys])
-    assert same(others, optim.state_tensors(case.made))
+    assert same({**kept, **others}, optim.state_tensors(case.made))
     fresh = Case(name, config)
     with torch.no_grad():
         for key, p in fresh.params.items():
             p.copy_(case.params[key])
+    optim.load_state(fresh.made, {path: value for path, value in kept.items() if path.partition("/")[2] in keys})
     case.step(9), fresh.step(9)
     for key in keys:
         assert torch.equal(case.params[key], fresh.params[key])
     assert not torch.equal(case.params["embedding"], fresh.params["embedding"])
+
+
+@over_members
+def test_resumes_bitwise_where_moments_were_just_forgotten(name, config):
+    first = Case(name, config).run(2)
+    optim.forget(first.made, [first.params[key] for key in ("A", "B", "tall")])
+    second = Case(name, config, seed=50)
+    with torch.no_grad():
+        for key, p in second.params.items():
+            p.copy_(first.params[key])
+    optim.load_state(second.made, {key: value.clone() for key, value in optim.state_tensors(first.made).items()})
+    first.run(4, first=2), second.run(4, first=2)
+    assert same(first.tensors(), second.tensors())
+
+
+@pytest.mark.parametrize("name, config", [m for m in MEMBERS if m[0] in ("apollo", "galore")], ids=str)
+def test_projections_come_in_their_time_whatever_is_forgotten(name, config, monkeypatch):
+    """Every third step a new one, with moments that are dropped every second; a basis that was dropped is found again."""
+    drawn, real = [], _projected.gaussian
+
+    def gaussian(name, turn, *rest):
+        drawn.append((name, turn))
+        return real(name, turn, *rest)
+
+    for module in (apollo, galore):
+        monkeypatch.setattr(module, "gaussian", gaussian)
+    case, bases = Case(name, config, shapes={"wide": (O, I)}), []
+    for k in range(12):
+        case.step(k)
+        bases.append(case.state("wide").get("basis"))
+        assert case.state("wide")["age"] == k + 1 and case.state("wide")["step"] == k % 2 + 1
+        if k % 2:
+            optim.forget(case.made, case.params.values())
+    if drawn:
+        assert sorted(set(drawn)) == [("wide", turn) for turn in range(4)]
+    else:
+        begun = [k for k in range(1, 12) if not torch.equal(bases[k - 1], bases[k])]
+        assert begun == [k for k in range(1, 12) if k % 2 == 0 or k % 3 == 0]
+
+
+@pytest.mark.parametrize("name, config", [m for m in MEMBERS if m[0] in ("apollo", "galore")], ids=str)
+def test_a_square_matrix_is_shortened_on_its_inputs(name, config):
+    """As the authors do: the moments have a row for each output. APOLLO's step is the gradient with one scale for each of them."""
+    case = Case(name, config, dtype=torch.float64, shapes={"square": (20, 20)})
+    before = case.tensors()["square"]
+    grad = draw(20, 20, dtype=torch.float64) * torch.logspace(-2, 0, 20, dtype=torch.float64)[:, None]
+    case.step(0, {"square": grad})
+    share = (case.params["square"].detach() - before) / grad
+    if name == "apollo":
+        torch.testing.assert_close(share, share[:, :1].expand(20, 20))
+        assert config.mini or share[0, 0] / share[-1, 0] > 30
+    else:
+        P = case.state("square")["basis"]
+        torch.testing.assert_close(case.state("square")["first"], 0.1 * P.t() @ grad.t())
 
 
 BYTES = [  # of a 72 x 64 matrix, whose AdamW keeps 8 * 72 * 64 + 4 = 36868
@@ -327,19 +384,21 @@ def test_a_parameter_that_does_not_lie_in_one_piece_steps_too():
 
 
 def apollo_by_the_paper(W, grads, P_of, lr, decay, scale, mini):
-    """Algorithm 1 of 2412.05270 with the limiter of 2410.01623, in loops over channels; W (M, N) with M <= N."""
+    """Algorithm 1 of 2412.05270 with the limiter of 2410.01623, in loops over channels and in the order of the authors' code,
+    which corrects the moments for their start in the rate, after the limiter; W (M, N) with M <= N."""
     W, m, v, last = W.clone(), 0, 0, None
     for t, G in enumerate(grads, 1):
         Rt = P_of(t - 1) @ G
         m, v = 0.9 * m + 0.1 * Rt, 0.99 * v + 0.01 * Rt**2
-        N = (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + 1e-8)
+        corrected = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+        N = m / (v.sqrt() + 1e-8 * math.sqrt(1 - 0.99**t))  # PyTorch's place of epsilon
         step = torch.empty_like(G)
         for j in range(G.shape[1]):
             step[:, j] = G[:, j] * (N.norm() / Rt.norm() if mini else N[:, j].norm() / Rt[:, j].norm())
         if last is not None and step.norm() > 1.01 * last:
             step *= 1.01 * last / step.norm()
         last = step.norm()
-        W = W - lr * decay * W - lr * math.sqrt(scale) * step
+        W = W - lr * decay * W - lr * corrected * math.sqrt(scale) * step
     return W
 
 
@@ -381,10 +440,24 @@ def test_projections_are_told_by_name_and_turn_and_keep_lengths():
 
 
 def test_a_step_is_limited_to_one_percent_more_than_the_last_that_was_not_0():
-    state = {}
+    state, group = {"step": 10**6}, {"betas": (0.9, 0.99)}
     for length, wanted in ((0.0, 0.0), (1e-3, 1e-3), (5.0, 1.01e-3), (0.0, 0.0), (5.0, 1.01**2 * 1e-3), (1e-6, 1e-6), (1.0, 1.01e-6)):
-        step = _projected.limited(length * torch.tensor([[0.6, 0.8]]), state)
+        step = _projected.limited(length * torch.tensor([[0.6, 0.8]]), state, group)
         assert torch.linalg.norm(step).item() == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+
+
+def test_the_limiter_measures_before_the_moments_are_corrected_for_their_start():
+    """With a steady gradient the corrected step is Adam's, the same at each step: uncorrected it would grow by 34 % from the
+    first to the second, which the limiter makes 1 %."""
+    case = Case("apollo", Apollo(rank=4), shapes={"wide": (O, I)}, settings=Train(lr=1e-2, beta1=0.9, beta2=0.999))
+    grad, taken = {"wide": draw(O, I)}, []
+    for k in range(12):
+        before = case.tensors()["wide"]
+        case.step(k, grad)
+        taken.append(torch.linalg.norm(case.params["wide"].detach() - before).item())
+    for t in range(2, 13):
+        corrected = [math.sqrt(1 - 0.999**k) / (1 - 0.9**k) for k in (t - 1, t)]
+        assert taken[t - 1] / taken[t - 2] == pytest.approx(1.01 * corrected[1] / corrected[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name, config", [("apollo", Apollo(rank=4)), ("apollo", Apollo(mini=True)), ("galore", GaLore(rank=2, fira=True))])
@@ -412,11 +485,12 @@ def galore_by_the_paper(W, grads, P_of, lr, decay, scale, fira):
         N = (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + 1e-8)
         W = W - lr * decay * W - lr * scale * P @ N
         if fira:
-            S = (G - P @ P.t() @ G) @ torch.diag(N.norm(dim=0) / Rt.norm(dim=0))
+            corrected = math.sqrt(1 - 0.99**t) / (1 - 0.9**t)  # in the rate, after the limiter, as in the authors' code
+            S = (G - P @ P.t() @ G) @ torch.diag(N.norm(dim=0) / corrected / Rt.norm(dim=0))
             if last is not None and S.norm() > 1.01 * last:
                 S = S * 1.01 * last / S.norm()
             last = S.norm()
-            W = W - lr * S
+            W = W - lr * corrected * S
     return W
 
 
@@ -588,6 +662,18 @@ def test_moments_begin_anew_at_an_exact_step_and_at_no_other():
         assert int(case.state("wide")["step"]) == k + 1  # no part of a pair
 
 
+def test_exact_steps_come_in_their_time_whatever_is_forgotten():
+    """Moments dropped every second step, as a structure's refactorisation drops them, and exact steps every fifth."""
+    case, came = Case("loro", Loro(every=5, rewarm=0), shapes={"A": (R, I), "B": (O, R)}), []
+    for k in range(1, 16):
+        case.step(k)
+        if case.state("A")["since"] == case.state("B")["since"] == 0:
+            came.append(k)
+        if k % 2 == 0:
+            optim.forget(case.made, case.params.values())
+    assert came == [5, 10, 15]
+
+
 def test_between_exact_steps_it_is_adamw_bitwise():
     plain, case = Case("adamw", registry.pick("optimizer", "adamw").config(), decay=0.1).run(9), Case("loro", Loro(every=10), decay=0.1).run(9)
     assert same(plain.tensors(), case.tensors())
@@ -639,6 +725,11 @@ def test_by_rank_parts_the_groups_and_keeps_their_names():
     plain.step(0), case.step(0)
     for key, share in (("A", R / I), ("B", R / O), ("wide", 1.0)):
         torch.testing.assert_close((case.params[key] - before[key]).detach(), share * (plain.params[key] - before[key]).detach(), rtol=1e-3, atol=1e-7)
+    plain, case = Case("loro", Loro(every=1, rewarm=0)), Case("loro", Loro(every=1, rewarm=0, by_rank=True))
+    for made in (plain.made, case.made):
+        optim.set_rate(made, 1e-2, 1.0)
+    plain.step(0), case.step(0)  # an exact step has its whole rate
+    torch.testing.assert_close(case.params["B"] @ case.params["A"], plain.params["B"] @ plain.params["A"], rtol=1e-5, atol=1e-7)
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

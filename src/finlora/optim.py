@@ -152,9 +152,15 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
 
 
 def forget(optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter]) -> None:
-    """Drop the state of these parameters, which then begin anew; those without state are left alone."""
+    """Drop the state of these parameters, which then begin anew; those without state are left alone.
+
+    What the optimiser names in `lasting` stays: the counters of what it does every so many steps.
+    """
+    lasting = getattr(optimizer, "lasting", ())
     for p in params:
-        optimizer.state.pop(p, None)
+        kept = {key: value for key, value in optimizer.state.pop(p, {}).items() if key in lasting}
+        if kept:
+            optimizer.state[p] = kept
 
 
 def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -30,14 +30,13 @@ def signed(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return A * sign[:, None], B * sign
 
 
-def split(W_OI: Tensor, rank: int, undo_in: Tensor | None = None, undo_out: Tensor | None = None) -> Factors:
-    """Truncated SVD of W, the root of each singular value in either factor. undo_in: (I,) divides A's columns, undo_out: (O,)
-    divides B's rows, where W was scaled by them. errors: in W's own norm."""
+def split(W_OI: Tensor, rank: int, undo_in: Tensor | None = None) -> Factors:
+    """Truncated SVD of W, the root of each singular value in either factor. undo_in: (I,) divides A's columns, where W's were
+    scaled by it. errors: in W's own norm."""
     U, S, V = torch.linalg.svd(W_OI, full_matrices=False)
     half = S[:rank].sqrt()
     A, B = half[:, None] * V[:rank], U[:, :rank] * half
     A = A if undo_in is None else A / undo_in
-    B = B if undo_out is None else B / undo_out[:, None]
     return Factors(*signed(A, B), tails(S.square()))
 
 

@@ -3,8 +3,8 @@
     x ~ MAP[k] a,   k = nearest(x / a),   a = max|x| of the block
 
 MAP has, for each decade 10^-6 .. 10^0, equal steps from 0.1 to 1: twice as many in each decade as in the one below,
-so that the large values of a block are kept to 0.4 % of the largest and small ones lose their digits one by one, not
-at once. Signed: 1, 2, .. 64 steps of each sign; unsigned: 2, 4, .. 128. And 0 and 1.
+so that the values of a block are kept to 0.70 % (signed) or 0.35 % (unsigned) of the largest and small ones lose
+their digits one by one, not at once. Signed: 1, 2, .. 64 steps of each sign; unsigned: 2, 4, .. 128. And 0 and 1.
 
 Source: 2110.02861, whose maps are those of 1511.04561. Bit-compatible with bitsandbytes' `quantize_blockwise`.
 

@@ -2,8 +2,11 @@
 
     R = P g,   m <- b1 m + (1 - b1) R,   v <- b2 v + (1 - b2) R^2,   N = m^ / (sqrt(v^) + eps)
 
-g is turned so that its shorter side is the one that P shortens to `rank`. Every matrix of a linear is projected, a
-vector, an embedding or a head steps by AdamW.
+g is turned so that its shorter side is the one that P shortens to `rank`; of a square one (out, in) it is in. Every
+matrix of a linear is projected, a vector, an embedding or a head steps by AdamW.
+
+State: `step` and the moments, which may be forgotten, and `age`, the steps taken in all, by which projections come: a
+structure that drops moments more often than they do does not put them off.
 
 Shapes: g_MN with M <= N; R_RN, N_RN; P_RM or its transpose.
 """
@@ -27,20 +30,22 @@ TINY = 1e-30  # what stands for a norm of 0 below a fraction; its inverse is fin
 class Projected(Apart):
     """AdamW for all but the matrices of linears, which step by `move`."""
 
+    lasting = ("age",)
     cfg: Any
     names: dict[nn.Parameter, str]
 
     def move(self, g_MN: Tensor, state: dict[str, Any], group: dict[str, Any], name: str) -> Tensor:
-        """The step, to be taken times the rate, of a gradient; `state` has its `step`, the number of those before."""
+        """The step, to be taken times the rate, of a gradient; `state` has its `step`, the number of those since the
+        moments began, and its `age`, the number of all before."""
         raise AssertionError("a kind of Projected says how its matrices step")
 
     def advance(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        state, tall = self.state[p], p.shape[0] > p.shape[1]
-        if not state:
-            state["step"] = 0
+        state, tall = self.state[p], p.shape[0] >= p.shape[1]
+        state.setdefault("age", state.setdefault("step", 0))
         g = p.grad.to(torch.promote_types(p.dtype, torch.float32))
         step = self.move(g.t() if tall else g, state, group, self.names[p])
         state["step"] += 1
+        state["age"] += 1
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_((step.t() if tall else step).to(p.dtype), alpha=-group["lr"])
 
@@ -72,11 +77,13 @@ def normalised(R_RN: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Te
     return state["first"] / (1 - b1**step) / size
 
 
-def limited(step_MN: Tensor, state: dict[str, Any]) -> Tensor:
-    """The step, shortened to GROWTH times the length of the last one that was not 0.
+def limited(step_MN: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    """The step, shortened to GROWTH times the length of the last one that was not 0, both measured as if Adam did not
+    correct its moments for their start, which is how the authors of APOLLO and Fira measure.
 
     A step of 0 is no measure: the gradient of a factor whose partner is 0 would hold the factor still for good."""
-    length = torch.linalg.vector_norm(step_MN)
+    (b1, b2), step = group["betas"], state["step"] + 1
+    length = torch.linalg.vector_norm(step_MN) * ((1 - b1**step) / (1 - b2**step) ** 0.5)
     last = state.get("length", torch.zeros_like(length))
     most = torch.where(last > 0, GROWTH * last, math.inf)
     share = (most / length.clamp(min=TINY)).clamp(max=1.0)

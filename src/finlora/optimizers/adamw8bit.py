@@ -10,9 +10,13 @@ size; `everywhere` takes them in.
 
 Source: 2110.02861. How we differ: a second moment above 0 never gets the code of 0. Rounded to 0 where its first
 moment is not, it leaves a weight whose gradient vanishes for a step with m / eps for a step: at eps = 1e-8 that is
-thousands of times the rate. Kept at the smallest code above 0 (3e-7 of the block's largest) it makes the step too
-small, never too large. A moment that decays more slowly than its neighbours' largest stays at its code until it has
-lost half a code; the block's scale itself is exact.
+thousands of times the rate. It is kept at the smallest code above 0 (3e-7 of the block's largest).
+
+What rounding to the nearest code costs, here as in bitsandbytes: losses do not add up. A moment that decays by less
+than half a code in a step comes back to the same code, in this step and in every other, for as long as the block's
+scale stands. So it is with a second moment everywhere (at b2 = 0.999), and with a first one that is small in its block.
+A weight that for 50 steps had a gradient of 1/1000 of its neighbours' and then exactly 0 goes on by half the rate a
+step, at step 20,000 still (measured 0.51; 0.42 at 1/3000, 0.02 at 1/10; betas 0.9 and 0.999), where AdamW's stops.
 
 Shapes: p_N, the parameter as one row of values; codes_N uint8, absmax_K fp32.
 """

@@ -6,8 +6,8 @@
 P has orthonormal columns, the shorter side x rank: the `rank` leading left singular vectors of the gradient every
 `update_every` steps (projection "svd"), or those of a Gaussian drawn from the parameter's name and the number of the
 draw ("random"). What lies across P is lost to GaLore and steps by its own size to Fira, whose limiter keeps that
-part's norm from growing by more than 1 % over the step before. The state of an M x N matrix (M <= N) is 2 rank N + M
-rank numbers, against AdamW's 2 M N.
+part's norm, before Adam's correction for the moments' start, from growing by more than 1 % over the step before. The
+state of an M x N matrix (M <= N) is 2 rank N + M rank numbers, against AdamW's 2 M N.
 
 Source: 2403.03507 (rank a quarter of the width, scale 0.25, a rate 10 times AdamW's); Fira is 2410.01623. How we
 differ:
@@ -92,8 +92,8 @@ class Led(_projected.Projected):
 
     def move(self, g_MN: Tensor, state: dict[str, Any], group: dict[str, Any], name: str) -> Tensor:
         cfg = self.cfg
-        turn, within = divmod(state["step"], cfg.update_every)
-        if within == 0:
+        turn, within = divmod(state["age"], cfg.update_every)
+        if within == 0 or "basis" not in state:
             P_MR = self.basis(g_MN, turn, name)
             if cfg.carry and "first" in state:
                 state["first"], state["second"] = carried(
@@ -106,7 +106,7 @@ class Led(_projected.Projected):
         step_MN = cfg.scale * (P_MR @ N_RN)
         if cfg.fira:
             s_N = torch.linalg.vector_norm(N_RN, dim=0) / torch.linalg.vector_norm(R_RN, dim=0).clamp(min=TINY)
-            step_MN += limited((g_MN - P_MR @ R_RN) * s_N, state)
+            step_MN += limited((g_MN - P_MR @ R_RN) * s_N, state, group)
         return step_MN
 
 

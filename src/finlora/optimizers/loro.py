@@ -11,13 +11,22 @@ every (R A, B R^-1) and leaves the factors balanced, B^T B = A A^T, whatever the
 steps of size lr in each entry of balanced factors have in X, so that the rate means what it means to AdamW; steps of
 all rates are shortened alike.
 
-Source: ICLR 2025, openreview.net/forum?id=i0zzO7Hslk (no arXiv number); `every` is 500 there and 200 at 1B, `by_rank`
-true, `rewarm` a restarted cosine's. How we differ: their exact step puts Adam's quotients in the place of the
-gradients, which makes it depend on the factoring and is no projection of anything; here it is the gradient's own
-direction with a length of its own. Whether the geometry helps or only the balancing and the fresh moments do is open:
-compare with a structure's refactorisation, which does these two alone. Where a factor lacks full rank (B = 0, at the
-start of an adapter) G is not known in all directions, and putting 0 in both factors would end their learning: the
-exact step waits until it can be taken.
+Source: ICLR 2025, openreview.net/forum?id=i0zzO7Hslk (no arXiv number); `every` is 500 there and 200 at 1B. How we
+differ:
+- Their exact step puts Adam's quotients in the place of the gradients, which makes it depend on the factoring and is no
+  projection of anything; here it is the gradient's own direction with a length of its own, and it is followed by the
+  usual decay, which theirs leaves out.
+- All their runs begin the moments of every parameter anew at an exact step, embeddings, norms and head too, and restart
+  everyone's rate (a cosine with a warm-up); here the pair's alone, over `rewarm` steps.
+- In all their runs both factors' rates count times rank / the model's hidden width between exact steps. No optimiser is
+  told that width here: `by_rank` divides by the factor's own longer side, which is the same but for the inputs or
+  outputs of an MLP's inner width, whose factor learns the more slowly by the ratio of the widths. As in their runs the
+  exact step is not shortened.
+
+`every` counts on where a structure's refactorisation, which drops the moments too, comes in between. Whether the
+geometry helps or only the balancing and the fresh moments do is open: compare with a structure's refactorisation,
+which does these two alone. Where a factor lacks full rank (B = 0, at the start of an adapter) G is not known in all
+directions, and putting 0 in both factors would end their learning: the exact step waits until it can be taken.
 
 `riemannian` is another thing: it weighs every gradient by the other factor's metric, lets Adam divide that again, and
 neither retracts nor balances nor forgets. It acts at each step and is invariant at none; this acts rarely, and there
@@ -43,7 +52,8 @@ from ._settings import check_truth, check_whole
 @dataclass(frozen=True)
 class Loro:
     """every: steps from one exact step to the next, 1: all are exact. rewarm: steps over which a pair's rate climbs
-    back after one. by_rank: a factor's rate counts times rank / its longer side, as in the paper's runs."""
+    back after one. by_rank: between exact steps a factor's rate counts times rank / its longer side; near the paper's
+    runs, see above."""
 
     every: int = 500
     rewarm: int = 10
@@ -89,19 +99,19 @@ def exact(
 class Retracted(torch.optim.AdamW):
     """AdamW, and every `every` steps an exact step of each pair."""
 
+    lasting = ("since",)
     cfg: Loro
     pairs: Sequence[Pair] = ()
 
-    def _begin(self, p: nn.Parameter, turn: int) -> dict[str, Any]:
-        """AdamW's own state of a parameter, with the number of exact steps behind it and of steps since the last."""
+    def _begin(self, p: nn.Parameter, turn: int, since: int) -> None:
+        """AdamW's own state of a parameter, with the number of exact steps that it knows of and of steps since one."""
         self.state[p] = {
             "step": torch.zeros((), dtype=torch.float32, device=p.device),
             "exp_avg": torch.zeros_like(p),
             "exp_avg_sq": torch.zeros_like(p),
             "turn": turn,
-            "since": 0,
+            "since": since,
         }
-        return self.state[p]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -114,12 +124,15 @@ class Retracted(torch.optim.AdamW):
         due: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # factor, its gradient, what it becomes
         eased: list[tuple[nn.Parameter, Tensor, float]] = []  # factor, what it was, the share of AdamW's step to take
         for A, B, _ in self.pairs:
+            for p in (A, B):
+                if p.grad is not None and "step" not in self.state[p]:  # at the start, or forgotten
+                    self._begin(p, 0, self.state[p].get("since", 0))
             if A.grad is None or B.grad is None:
                 continue
-            states = [self.state[p] or self._begin(p, 0) for p in (A, B)]
-            moved = None
+            states, moved = [self.state[A], self.state[B]], None
             if min(state["since"] for state in states) + 1 >= self.cfg.every:
-                moved = exact(A, B, A.grad, B.grad, group_of[A]["lr"], group_of[B]["lr"])
+                rates = (group_of[p]["lr"] / group_of[p].get("share", 1.0) for p in (A, B))
+                moved = exact(A, B, A.grad, B.grad, *rates)
             if moved is not None:
                 due += [(p, p.grad, new) for p, new in zip((A, B), moved)]
                 continue
@@ -133,14 +146,15 @@ class Retracted(torch.optim.AdamW):
         for p, grad, new in due:
             p.grad = grad
             p.copy_(new).mul_(1 - group_of[p]["lr"] * group_of[p]["weight_decay"])
-            self._begin(p, self.state[p]["turn"] + 1)
+            self._begin(p, self.state[p]["turn"] + 1, 0)
         for p, before, share in eased:
             p.copy_(torch.lerp(before, p, share))
         return loss
 
 
 def by_rank(groups: Iterable[dict[str, Any]], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """The groups, parted where factors of pairs differ in rank / longer side, which their multipliers take in."""
+    """The groups, parted where factors of pairs differ in rank / longer side: their `share`, which is in their
+    multipliers."""
     shares = {p: min(p.shape) / max(p.shape) for A, B, _ in pairs for p in (A, B)}
     parted = []
     for group in groups:
@@ -149,7 +163,7 @@ def by_rank(groups: Iterable[dict[str, Any]], pairs: Sequence[Pair]) -> list[dic
             parts.setdefault(shares.get(p, 1.0), []).append((name, p))
         for share, some in parts.items():
             own = {"names": [n for n, _ in some], "params": [p for _, p in some]}
-            parted.append({**group, **own, "multiplier": group["multiplier"] * share})
+            parted.append({**group, **own, "multiplier": group["multiplier"] * share, "share": share})
     return parted
 
 

@@ -3,15 +3,18 @@
     y_ha = sum_gt L_hagt (sum_i R_ghti x_gi),   I = G i, O = H a;   rank (H in + G out) values for in * out
 
 Source: Qiu et al., 2406.06248 (Compute Better Spent). G and H are the largest divisors of in and out up to their square
-roots, so any layer divides, and a prime side is one run (the authors take the larger divisor of in where the two
-differ). With rank 1 and square shapes this is Monarch; `blockdiag` has few large blocks where
-this has many small. Sizes come in steps of about 1 / sqrt(in) + 1 / sqrt(out) of the layer: coarse in a narrow one.
+roots, so any layer divides, and a prime side is one run. The authors deal out prime factors greedily and take the
+larger divisor of in: 768 is 16 x 48 there and 24 x 32 here, 3072 is 32 x 96 (48 x 64), 11008 is 16 x 688 (86 x 128),
+so that their ranks and sizes are not ours. With rank 1 and square shapes this is Monarch; `blockdiag` has few large
+blocks where this has many small. Sizes come in steps of about 1 / sqrt(in) + 1 / sqrt(out) of the layer: coarse in a
+narrow one.
 
 Each core begins Gaussian with deviation sqrt(1 / ins) min(1, sqrt(outs / ins)), ins and outs being what each of its
 outputs sums and what each of its inputs reaches (muP); with variance = "dense" both are then multiplied by one number
-that gives W a dense layer's mean square std^2, with "paper" they stay. lr_scale = "fan_in", the default here and
-essential by the paper: each core learns at in / (2 ins) times the rate. The paper's normalisation of the cores' size in
-training is left out. Muon would make each core orthogonal as one matrix, not block by block.
+that gives W a dense layer's mean square std^2, with "paper" they stay; the authors also begin the last core of a layer
+that closes a residual branch at 0, which is not done here, where a layer does not know its place. lr_scale = "fan_in",
+the default here and essential by the paper: each core learns at in / (2 ins) times the rate. The paper's normalisation
+of the cores' size in training is left out. Muon would make each core orthogonal as one matrix, not block by block.
 
 Fit: as that of blockdiag, which this is but for the numbers of runs.
 

@@ -5,8 +5,8 @@
 Source: 2502.10940. As the paper draws them, both factors are Gaussian with deviation rank^(-1/4) (in + out)^(-1/4),
 whatever the dense layer's std. With variance = "paper" they stay so; with "dense" B is multiplied by the number that
 gives the outputs, for Gaussian inputs of variance 1, the variance of a dense layer's: A's scale, which says how bent
-the map is, stays the paper's. The paper's ranks are a quarter of the width; a small model keeps its own activation in
-the MLP as well.
+the map is, stays the paper's. The paper's ranks are a quarter of the width. The authors keep the MLP's own activation
+at 60M and 130M and drop it from 350M on; here only linears are replaced, so it always stays.
 
 The map is not linear, so it has no dense weight (`dense` is None): it cannot be multiplied out, and adapters stand over
 its outputs or over each factor. No closed form fits it to a given weight either (`fit` is None). The paper's saving of

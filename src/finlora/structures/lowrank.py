@@ -17,10 +17,15 @@ written. No factor begins at zero, as in LoRA one does: without a weight beside 
 poor figures of low-rank baselines in the literature are put down to it.
 
 frobenius, lambda: the gradient of lambda / 2 |B A|^2 is added to the factors' own, exactly and at the cost of O(rank^2
-(in + out)); the factors are then spared weight decay, whose place it takes (2105.01029). refactor: every that many
-steps the factors of the same product are balanced anew (B = U sqrt(S), A = sqrt(S) V^T), their moments dropped and the
-rate warmed up over `rewarm` steps (Glentis et al., 2505.22922). lr_scale = "fan_in": A learns at half the rate, B at in
-/ (2 rank) times it.
+(in + out)); the factors are then spared weight decay, whose place it takes (2105.01029). As there it joins the loss's
+gradient and is clipped with it; here it then goes through Adam, where theirs meets SGD with momentum. So it is not
+AdamW's decay, and a lambda of that size is far too much: at 0.1 its gradient alone has norm 55 on GPT-2-124M at rank
+64, where 1 is a usual clip. The authors' is 1e-4.
+
+refactor: every that many steps the factors of the same product are balanced anew (B = U sqrt(S), A = sqrt(S) V^T),
+their moments dropped and the rate warmed up over `rewarm` steps (the weight refactorisation and momentum reset of
+Glentis et al., 2505.22922; neither is in their public code, so the numbers are ours). lr_scale = "fan_in": A learns at
+half the rate, B at in / (2 rank) times it.
 
 Fit: the closed form of Swift-SVD, B = V, A = V^T W with V the leading eigenvectors of W C W^T, in float64 and then
 balanced; without statistics C is the identity and it is the truncated SVD.
@@ -46,8 +51,8 @@ from . import _factors
 @dataclass(frozen=True)
 class LowRank:
     """rank: inner width. init: auto, spectral, xavier or cola. variance: of the start, "dense" as a dense layer's or
-    "paper" as written. frobenius: strength of the decay of |B A|^2 / 2. refactor: steps between balancings, 0 for none.
-    rewarm: steps of warm-up after each. lr_scale: "none" or "fan_in"."""
+    "paper" as written. frobenius: strength of the decay of |B A|^2 / 2, a part of the gradient. refactor: steps between
+    balancings, 0 for none. rewarm: steps of warm-up after each. lr_scale: "none" or "fan_in"."""
 
     rank: int = 64
     init: Literal["auto", "spectral", "xavier", "cola"] = "auto"
@@ -60,7 +65,8 @@ class LowRank:
     def __post_init__(self):
         check_choices(self)
         _factors.check_whole("rank", self.rank, 1, "a quarter of the width is usual")
-        _factors.check_number("frobenius", self.frobenius, 0, False, "0 is none; the weight decay it replaces is a start")
+        hint = "0 is none, 1e-4 is usual; it joins the gradient and is not AdamW's decay"
+        _factors.check_number("frobenius", self.frobenius, 0, False, hint)
         _factors.check_whole("refactor", self.refactor, 0, "0 never does it; 200 to 1000 is usual")
         _factors.check_whole("rewarm", self.rewarm, 0, "0 goes on at the full rate; 5 to 50 is usual")
 
