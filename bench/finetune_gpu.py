@@ -253,8 +253,13 @@ def quantise(body: Any, dtype: Any) -> None:
 # -- the cases -------------------------------------------------------------------------------------------------------
 
 
+def measured(case: dict[str, Any]) -> bool:
+    """Whether a case has figures."""
+    return not {"skipped", "failed"} & set(case)
+
+
 def run(args: argparse.Namespace, side: str, codec: str, recompute: str, adapter: str) -> dict[str, Any]:
-    """One case in a fresh process; {"skipped": why} where it cannot run."""
+    """One case in a fresh process; {"skipped": why} where it cannot run here, {"failed": why} where it broke."""
     lacking = [name for name in needs(side, codec) if not installed(name)]
     if lacking:
         return {"skipped": f"{' and '.join(lacking)} not installed"}
@@ -269,7 +274,7 @@ def run(args: argparse.Namespace, side: str, codec: str, recompute: str, adapter
         return {"skipped": f"took longer than {args.limit:.0f} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"skipped": "out of memory" if "OutOfMemory" in last or "out of memory" in last else last}
+        return {"skipped": "out of memory"} if "OutOfMemory" in last or "out of memory" in last else {"failed": last}
     return rates(args, json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -321,16 +326,19 @@ def main() -> None:
                 cases[f"{codec}, recompute {recompute}"] = found
                 for side, case in found.items():
                     print(f"{codec:5s} recompute {recompute:3s} {side:5s} {shown(case)}", flush=True)
-                if set(found) == set(SIDES) and not any("skipped" in case for case in found.values()):
+                if set(found) == set(SIDES) and all(map(measured, found.values())):
                     pair = compare(found["ours"], found["peft"])
                     found["compare"] = pair
                     print(f"      ours / peft: {pair['tokens_per_s_ratio']:.2f}x tokens/s, {pair['peak_bytes_ratio']:.2f}x memory")
-    if all("skipped" in case for found in cases.values() for case in found.values()):
+    if not any(measured(case) for found in cases.values() for case in found.values()):
         raise SystemExit("nothing was measured, and no receipt is written")
     out = receipt.new("bench", args.name, {k: v for k, v in vars(args).items() if k not in ("case", "adapter", "out")})
     out["bench"] = {"cases": cases, "mfu_how": "4 N tokens/s / peak; N: weights of linears and head; attention and recomputation not counted"}
     if args.out != os.devnull:
         print(f"receipt: {receipt.write(args.out, out)}")
+    broken = [f"{name}, {side}" for name, found in cases.items() for side, case in found.items() if "failed" in case]
+    if broken:
+        raise SystemExit(f"failed: {'; '.join(broken)}")
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
@@ -346,8 +354,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
 
 def shown(case: dict[str, Any]) -> str:
     """A case for the terminal."""
-    if "skipped" in case:
-        return f"skipped: {case['skipped']}"
+    if not measured(case):
+        return ", ".join(f"{how}: {why}" for how, why in case.items())
     return (
         f"{case['tokens_per_s']:,.0f} tokens/s, MFU {case['mfu']:.1%}, {case['peak_bytes'] / 2**30:.1f} GiB, "
         f"loss {case['loss_first']:.4f} -> {case['loss_last']:.4f}, gradient norm {case['grad_norm_first']:.4f}"

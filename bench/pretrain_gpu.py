@@ -136,11 +136,15 @@ def main() -> None:
         raise SystemExit(line.startswith("failed: "))
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     failed = []
+    from finlora import model as models
+
+    models.device_of(args.device)  # refuses one that is not there
     for part in args.part:
         path = receipt_of(args, part)
         if whole(path) and not args.again:
             print(f"{part}: `{path}` is there; --again runs it anew")
             continue
+        before = path.read_bytes() if whole(path) else None
         path.unlink(missing_ok=True)
         try:
             done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--case", part], timeout=args.limit, env=environment, check=False)
@@ -150,10 +154,19 @@ def main() -> None:
         if why:
             noted(path, why)
             print(f"{part}: failed: {why}", flush=True)
-        failed += [] if whole(path) else [part]
+        if not whole(path):
+            failed.append(part)
+            if before is not None:
+                path.write_bytes(before)
+                print(f"{part}: `{path}` is again what it was")
     if failed:
         raise SystemExit(f"not finished: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main()
+    from finlora.errors import FinloraError
+
+    try:
+        main()
+    except FinloraError as error:
+        raise SystemExit(str(error)) from error

@@ -615,6 +615,17 @@ def test_pretraining_from_nothing(refused, home):
     refused(*shape, "--set", "data.join=true", wanted=["without data.shards"])
     refused("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="2b"}', wanted=["size", "1.5b"])
     refused("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", n_embd=65, n_head=2}', wanted=["model.config is no gpt2"])
+    for config, *wanted in (
+        ('n_embed=64', "model.config.n_embed", "did you mean `model.config.n_embd`"), ('n_embd="64"', "model.config is no gpt2", "got str"),
+        ("n_layer=2.5", "model.config is no gpt2", "2.5"), ("n_layer=0", "model.config.n_layer = 0", "at least 1"), ("attn_pdrop=nan", "attn_pdrop = nan"),
+        ('activation_function="gelooo"', "model.config is no gpt2", "gelooo"),
+    ):  # fmt: skip
+        refused(*shape[:-1], f'model.config={{family="gpt2", {config}}}', wanted=wanted)
+    refused(*shape[:-1], 'model.config={family="llama", hidden_size=64, num_attention_heads=3}', wanted=["multiple of the number of attention heads"])
+    refused(*shape, "--set", "data.row_tokens=2048", wanted=["data.row_tokens = 2048 is above the 1024 positions"])
+    refused(*shape, "--set", "data.workers=2", wanted=["data.workers says nothing without data.shards"])
+    assert sum("structure" in line for line in refused(*shape, "--set", "structure.kind=lowrnk", "--set", "structure.keep=0.5", wanted=["did you mean `lowrank`"])) == 1
+    refused("check", "run.toml", "--set", "method.alpha=inf", wanted=["method.alpha = inf"])
     (home / "text.txt").write_bytes(b"")
     refused("pretrain", "run.toml", "--set", "data.text=text.txt", wanted=["text.txt` is empty"])
     refused("pretrain", "run.toml", "--set", "data.text=none.txt", wanted=["there is no file or folder `none.txt`"])

@@ -134,6 +134,22 @@ def test_pretrain_makes_a_model_that_opens(home, capsys):
     assert main(["generate", "Net", "-m", "pre/model", "--max-new", "2"]) == 0
 
 
+def test_what_a_refused_run_left_is_in_nobodys_way(home, capsys):
+    """Texts are read after the folder is begun; what they forbid must be mendable in the same folder, and with another tokenizer."""
+    (home / "text.txt").write_text("Net sales rose by 12 %. " * 40, encoding="utf-8")
+    (home / "pre.toml").write_text(
+        '[run]\nout = "pre"\ndevice = "cpu"\n[model]\nvocab_size = 6000\nconfig = {family = "gpt2", n_embd = 16, n_layer = 1, n_head = 2, n_positions = 64}\n'
+        '[data]\ntext = ["text.txt"]\nrow_tokens = 32\nvalidation = 0.0\n[train]\nsteps = 1\nbatch = 2\n',
+        encoding="utf-8",
+    )
+    assert main(["pretrain", "pre.toml"]) == 2 and (home / "pre" / "spec.toml").exists()
+    capsys.readouterr()
+    assert main(["pretrain", "pre.toml", "--set", "model.vocab_size=262"]) == 0
+    assert json.loads((home / "pre" / "receipt.json").read_text(encoding="utf-8"))["spec"]["model"]["vocab_size"] == 262
+    assert main(["pretrain", "pre.toml", "--set", "model.vocab_size=261"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
 def test_an_adapter_is_graded_over_the_codec_it_was_trained_over(home, capsys):
     """Unless told otherwise: the same weights, so the same scores as at the end of training."""
     assert main(["finetune", "run.toml", "--set", "codec.kind=nf4", "--out", "q"]) == 0

@@ -297,7 +297,10 @@ def test_refusals_are_one_line_and_leave_nothing_behind(base, text, tmp_path):
     refused("did you mean `swift`", decomposition="swft")
     refused("options.ridgee", options={"ridgee": 1})
     refused("^ridge must be a number", options={"ridge": -1})
+    refused("^options.ridge = nan is out of range", options={"ridge": math.nan})
     refused("^targets: `conv` matches no linear", targets="conv")
+    refused("^alpha says nothing to allocation = uniform", alpha=0.3)
+    refused("^alphas says nothing to allocation = loss", alphas=(0.3,), allocation="loss")
 
 
 def test_a_folder_that_is_not_free(base, text, tmp_path):
@@ -307,6 +310,8 @@ def test_a_folder_that_is_not_free(base, text, tmp_path):
     with pytest.raises(FinloraError, match="is a file"):
         compress(settings(base, text, tmp_path / "mine.txt"))
     first = compress(settings(base, text, tmp_path, overwrite=True, keep=0.3))
+    with pytest.raises(FinloraError, match=r"^keep = 0.5: the linears of .* hold \d+% of their dense parameters already"):
+        compress(settings(base, text, tmp_path / "twice", model=str(tmp_path / "model"), keep=0.5))
     again = compress(settings(base, text, tmp_path, overwrite=True, keep=0.6))
     assert (tmp_path / "mine.txt").read_text() == "mine" and again["model"]["kept"] > first["model"]["kept"]
 

@@ -13,7 +13,7 @@ from finlora.calibrate import collect
 from finlora.errors import FinloraError
 from finlora.methods.lora import LoRA
 from finlora.methods.rslora import RsLoRA
-from finlora.model import autocast, find_linears, open_model, rewire, save
+from finlora.model import autocast, find_linears, hidden, open_model, rewire, save
 from finlora.registry import pick
 from finlora.spec import Train
 from finlora.train import batches_of, fit, step
@@ -285,3 +285,19 @@ def test_also_beside_full_changes_nothing(make_model):
     model = rewire(make_model("llama"), method="full", also=["embeddings", "head"])
     plain = rewire(make_model("llama"), method="full")
     assert model.trainable().keys() == plain.trainable().keys()
+
+
+@pytest.mark.parametrize("family", sorted(EMBEDDINGS))
+def test_a_mixed_pass_hands_the_output_layer_what_it_computes_in(family, make_model, taught):
+    """Float32 masters under bfloat16: the last norm gives float32, and a head that multiplied it would be many times as slow on a GPU."""
+    model = rewire(make_model(family), method="full")
+    batches = batches_of(taught[:2], 256, 1)
+    model.dtype = torch.bfloat16
+    assert autocast(model)._enabled
+    kinds = [hidden(model, batch).dtype for batch in batches]
+    assert kinds == [torch.bfloat16] * len(batches)
+    nats, weight = step(model, batches)
+    model.dtype = torch.float32
+    exact, _ = step(model, batches)
+    assert abs(nats - exact) <= 2**-8 * exact, "bfloat16 keeps eight bits"
+    assert all(p.grad.dtype == torch.float32 for p in model.trainable().values() if p.grad is not None)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from finlora import model as models
 from finlora import restructure, wiring
@@ -209,6 +210,22 @@ def test_a_plan_hits_its_target(tokenizer):
         size(keep=0.5, patterns={"nothing": {"keep": 0.1}})
     with pytest.raises(FinloraError, match="matches no linear"):
         size(keep=0.5, targets="nothing")
+
+
+@pytest.mark.parametrize("structure", names("structure"))
+def test_multiply_adds_are_what_torch_counts_of_a_step(structure, tokenizer):
+    """Six FLOPs for each, with all of a row's attention where half is asked for, and what a structure does once a pass."""
+    record, tokens = pick("structure", structure), 64
+    model = models.new_model(SHAPES["gpt2"], tokenizer, 0, dtype="float32", device="cpu").requires_grad_(True)
+    plan = restructure.plan(record, record.config(), restructure.shapes_of(model.body), keep=1.0 if structure == "dense" else 0.5)
+    shapes = restructure.shapes_of(model.body)
+    restructure.put(model, plan, 0).train()
+    rows = collate([[Tokens(list(range(5, tokens + 6)), [1.0] * (tokens + 1), "a")] for _ in range(2)])
+    with FlopCounterMode(display=False) as counter:
+        step(model, [rows])
+    rest = model.config.num_hidden_layers * model.config.hidden_size * tokens
+    once = sum(restructure.once_a_pass(structure, cfg, *reversed(shapes[name])) for name, (structure, cfg) in plan.items())
+    assert counter.get_total_flops() == 6 * 2 * tokens * (restructure.multiply_adds(model, tokens) + rest) + 2 * once
 
 
 def test_a_damaged_folder_is_refused_in_one_line(tokenizer, tmp_path):

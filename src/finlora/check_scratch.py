@@ -37,7 +37,7 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
             )
         )
     if not spec.data.shards:
-        for key, usual in (("text_weights", {}), ("join", False), ("dedup", "none")):
+        for key, usual in (("text_weights", {}), ("join", False), ("dedup", "none"), ("workers", 1)):
             if getattr(spec.data, key) != usual:
                 problems.append(FinloraError(f"data.{key} says nothing without data.shards", "name a folder for the tokens: data.shards"))
     tokenizer = Path(spec.model.tokenizer).expanduser()
@@ -88,8 +88,17 @@ def _structure(spec: Spec, problems: list[FinloraError]) -> None:
     given = Path(spec.model.tokenizer).expanduser()
     own = spec.model.tokenizer not in ("", "train") and (given / "tokenizer.json").is_file()
     body = outline(spec.model.config, len(load_tokenizer(str(given))) if own else spec.model.vocab_size)
-    if resolved and part.kind != type(part)().kind:
-        planned(body, part, resolved)
+    longest = int(body.config.max_position_embeddings)
+    if spec.data.row_tokens > longest:
+        problems.append(
+            FinloraError(
+                f"data.row_tokens = {spec.data.row_tokens} is above the {longest} positions of model.config",
+                f"set it to at most {longest}, or give the model more positions",
+            )
+        )
+    if part.kind != type(part)().kind:
+        if resolved:
+            planned(body, part, resolved)
     elif part.keep or part.compression or part.guided or part.rounded:
         problems.append(
             FinloraError(

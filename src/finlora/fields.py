@@ -89,7 +89,7 @@ def read_fields(
         try:
             value = convert(value, hints[key], f"{section}.{key}", where)
             if trouble := broken(value, known[key].metadata.get("limits", {})):
-                choices = known[key].metadata["limits"].get("choices") and "not a choice" or "out of range"
+                choices = known[key].metadata.get("limits", {}).get("choices") and "not a choice" or "out of range"
                 problems.append(
                     FinloraError(f"{section}.{key} = {shown(value)}{where} is {choices}", f"it must be {trouble}")
                 )

@@ -39,18 +39,27 @@ def hidden(model: Model, batch: Batch) -> torch.Tensor:
 
 def autocast(model: Model) -> torch.autocast:
     """Mixed precision where float32 masters are trained on a device that computes in bfloat16."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=_mixed(model))
+
+
+def computed(model: Model, x: torch.Tensor) -> torch.Tensor:
+    """Last hidden states as the output layer is to multiply them: the last norm of a mixed pass gives float32, in which a GPU
+    is many times as slow; what is made of the product is float32 in any case."""
+    return x.to(model.dtype) if _mixed(model) else x
+
+
+def _mixed(model: Model) -> bool:
     apart = set(model.also.values())  # these and adapters are masters too, but what they give is rounded where it leaves them
     kinds = (p.dtype for name, p in model.body.named_parameters() if name not in apart and ".adapters." not in name)
     masters = next(kinds, torch.float32 if any(linear.store is None for linear in model.linears.values()) else model.dtype)
-    on = model.dtype == torch.bfloat16 and masters == torch.float32
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on)
+    return model.dtype == torch.bfloat16 and masters == torch.float32
 
 
 def _hidden(model: Model, batch: Batch) -> torch.Tensor:
     if packed.is_plain(batch):
         model.route.rows = batch.rows
         call = model.body.base_model if model.compiled is None else model.compiled
-        return call(input_ids=batch.ids, use_cache=False).last_hidden_state
+        return computed(model, call(input_ids=batch.ids, use_cache=False).last_hidden_state)
     return packed_hidden(model, batch.ids, batch.pos, packed.layout(batch), batch.rows)
 
 
@@ -69,7 +78,7 @@ def packed_hidden(model: Model, ids: torch.Tensor, pos: torch.Tensor, where: pac
         out = base(input_ids=ids, position_ids=pos, attention_mask=mask, use_cache=False, finlora_layout=where)
     if where.served != model.config.num_hidden_layers:  # layers of convolution or recurrence never asked for the layout
         raise Unserved(type(base).__name__)
-    return out.last_hidden_state
+    return computed(model, out.last_hidden_state)
 
 
 def head(model: Model) -> Head:

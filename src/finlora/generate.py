@@ -411,7 +411,7 @@ def _next(model: Model, ids: torch.Tensor, mask: torch.Tensor, pos: torch.Tensor
         model.route.rows = None
         with models.autocast(model):
             out = model.body.base_model(input_ids=ids, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True)
-        return logits(model, out.last_hidden_state[:, -1]), out.past_key_values
+        return logits(model, models.computed(model, out.last_hidden_state[:, -1])), out.past_key_values
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V), in the hidden state's dtype or wider."""
-        z = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        z = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         z = z * self.scale if self.scale != 1.0 else z
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 

@@ -9,6 +9,7 @@ Which linears are adapted, and how, is wiring.py's business.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import nn
 from . import attention as packed
 from . import restructure
 from .errors import FinloraError, unknown
-from .forward import Unserved, autocast, compile_body, head, hidden, logits, packed_hidden, recompute
+from .forward import Unserved, autocast, compile_body, computed, head, hidden, logits, packed_hidden, recompute
 from .linear import Linear, Route, Stats
 from .registry import pick
 from .sizes import sized
@@ -32,7 +33,7 @@ from .weights import open_checkpoint
 from .wiring import bits_per_weight, find_linears, matches, rewire
 
 __all__ = [
-    "BASE", "Model", "Unserved", "autocast", "bits_per_weight", "compile_body", "device_of", "dtype_of", "find_linears",
+    "BASE", "Model", "Unserved", "autocast", "bits_per_weight", "compile_body", "computed", "device_of", "dtype_of", "find_linears",
     "head", "hidden", "load_encoder", "load_tokenizer", "locate", "logits", "matches", "new_model", "open_model", "outline", "packed_hidden", "recompute",
     "rewire", "save", "wrap_tokenizer",
 ]  # fmt: skip
@@ -96,7 +97,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The compute dtype.  `auto`: bfloat16 where the device multiplies it natively, else float32 (on a CPU without it
     bfloat16 is tens of times slower)."""
     if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if name not in table:
@@ -216,11 +217,25 @@ def _fresh(config: dict[str, Any], **ids: Any) -> tuple[nn.Module, str]:
     if family == "gpt2":  # the same function as its `gelu_new`, in one kernel: 43% less is kept for the backward pass
         settings.setdefault("activation_function", "gelu_pytorch_tanh")
     _register()
+    kind = getattr(transformers, FAMILIES[family])
+    _known(settings, {*kind().to_dict(), *kind.attribute_map, "rope_theta", "rope_scaling"})
     try:
-        made = getattr(transformers, FAMILIES[family])(**{**settings, **ids})
+        made = kind(**{**settings, **ids})
         return transformers.AutoModelForCausalLM.from_config(made, attn_implementation="finlora"), family
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise FinloraError(f"model.config is no {family}: {str(error).splitlines()[0]}", "compare it with the family's settings in transformers") from error
+    except Exception as error:  # its refusals are of many kinds, some of them the hub's own
+        why = f"there is no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
+        raise FinloraError(f"model.config is no {family}: {why}", "compare it with the family's settings in transformers") from error
+
+
+def _known(settings: dict[str, Any], known: set[str]) -> None:
+    """Raises: FinloraError for a key that transformers would take for an attribute of ours, and for a number that no architecture has."""
+    for key, value in settings.items():
+        if key not in known:
+            raise unknown("key", f"model.config.{key}", [f"model.config.{name}" for name in known])
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FinloraError(f"model.config.{key} = {value} is no number to build with", "give a finite one")
+        if type(value) is int and value < 1 and not key.endswith("_id"):
+            raise FinloraError(f"model.config.{key} = {value} is out of range", "it must be at least 1")
 
 
 def locate(name: str, online: bool = False) -> str:

@@ -17,6 +17,7 @@ from . import spec as specs
 from .errors import FinloraError
 
 OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "fidelity.json", "tensorboard", "tokenizer")
+BEGUN = {"spec.toml", "tokenizer"}  # all that a run which was refused on its way has left: another may take its place
 
 
 def finished(spec: specs.Spec) -> dict[str, Any] | None:
@@ -47,9 +48,19 @@ def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if (folder / "receipt.json").exists():
         return folder, receipt.read(folder / "receipt.json")
+    if (folder / "spec.toml").exists() and not _same(folder, spec):
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     receipt.write_text(folder / "spec.toml", specs.dump(spec))
     receipt.code()
     return folder, None
+
+
+def _same(folder: Path, spec: specs.Spec) -> bool:
+    """Whether the folder's run is this spec's."""
+    try:
+        return specs.digest(specs.load_spec(folder / "spec.toml")) == specs.digest(spec)
+    except FinloraError:
+        return False
 
 
 def refusal(spec: specs.Spec) -> FinloraError | None:
@@ -59,16 +70,14 @@ def refusal(spec: specs.Spec) -> FinloraError | None:
         return None
     if not folder.is_dir():
         return FinloraError(f"run.out: `{folder}` is a file", "name a folder")
-    held = [p.name for p in folder.iterdir() if not p.name.endswith((".part", ".old"))]
+    held = {p.name for p in folder.iterdir() if not p.name.endswith((".part", ".old"))}
     if not held or spec.run.overwrite:
         return None
     if not (folder / "spec.toml").exists():
         return FinloraError(f"run.out: `{folder}` holds files that are not a run's (`{sorted(held)[0]}`)", "name an empty or new folder")
-    try:
-        other = specs.load_spec(folder / "spec.toml")
-    except FinloraError:
-        other = None
-    if other is None or specs.digest(other) != specs.digest(spec):
+    if held <= BEGUN:
+        return None
+    if not _same(folder, spec):
         return FinloraError(f"run.out: `{folder}` holds another run, with a different spec", "name another folder, or set run.overwrite = true to replace it")
     if spec.run.resume == "never":
         return FinloraError(f"run.out: `{folder}` holds this run already and run.resume is `never`", "set run.overwrite = true to start afresh")

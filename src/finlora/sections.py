@@ -176,7 +176,7 @@ class Train:
 
     epochs: float = setting(3.0, "passes over the training examples", above=0.0)
     steps: int = setting(0, "optimiser steps; 0: as many as the epochs take", low=0)
-    batch: int = setting(16, "examples of one optimiser step", low=1)
+    batch: int = setting(16, "examples of one optimiser step", low=1, high=1 << 20)
     micro_rows: int = setting(1, "rows computed at once: memory and speed, not the result", low=1, result=False)
     lr: float = setting(2e-4, "peak learning rate", above=0.0, high=10.0)
     min_lr_ratio: float = setting(0.0, "last learning rate as a share of the peak", low=0.0, high=1.0)

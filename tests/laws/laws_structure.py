@@ -219,6 +219,26 @@ def law_gradients(structure: Structure, shape) -> None:
             assert far <= GRAD_RATIO[dtype] * bound, f"{dtype}: gradient of {name}: {far} from the truth, naive {bound}"
 
 
+def law_mixed(structure: Structure, shape) -> None:
+    """Under mixed precision, on the float32 that a norm gives, the gradients are as near the truth as a bfloat16 pass's."""
+    cfg = fitting(structure, shape)
+    params = {n: p.float() if p.is_floating_point() else p for n, p in stirred(structure, cfg, shape).items()}
+    x = inputs(shape, torch.float32).detach()
+    g = torch.randn(*x.shape[:-1], shape[0], generator=torch.Generator().manual_seed(2))
+
+    def mixed(s, cfg, params, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return s.apply(cfg, params, x).float()
+
+    ours = gradients(structure, cfg, params, x, g, mixed)
+    plain = gradients(structure, cfg, params, x.bfloat16(), g.bfloat16(), naive)
+    truth = gradients(structure, cfg, fine(params), x.double(), g.double(), true)
+    for name, grad in ours.items():
+        assert grad.dtype == torch.float32 and grad.isfinite().all(), f"gradient of {name}: {grad}"
+        far, bound = distance(grad, truth[name]), distance(plain[name], truth[name])
+        assert far <= GRAD_RATIO[torch.bfloat16] * bound, f"gradient of {name}: {far} from the truth, naive {bound}"
+
+
 def law_wakes(structure: Structure, shape) -> None:
     """No part is dead at the start: after one small step against the gradient every trained parameter has one."""
     cfg = fitting(structure, shape)
@@ -482,6 +502,7 @@ STRUCTURE_LAWS = [
     law_masters,
     law_in_a_linear,
     law_gradients,
+    law_mixed,
     law_wakes,
     law_groups,
     law_tend,

@@ -46,6 +46,9 @@ def command(
         "keep": keep, "decomposition": decomposition, "allocation": allocation, "workers": workers, "out": out,
         "form": "dense" if dense else None, "online": online or None, "overwrite": overwrite or None,
     }  # fmt: skip
+    twice = [key for key in table if key in ("model", "text") or given.get(key) is not None]
+    if twice:
+        raise FinloraError(f"`{twice[0]}` is given by --set and by an argument of its own", "leave out the --set")
     values = read_fields(Compress, {**table, "model": model, "text": calibrate, **{k: v for k, v in given.items() if v is not None}}, "compress", "", problems)
     if problems:
         raise Problems(problems)

@@ -91,6 +91,9 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in model.linears})
         raise FinloraError(f"targets: `{settings.targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
     even = _allocate.uniform(shapes, settings.keep)  # refuses a share that no rank can keep, before anything is read
+    now, dense = _size(model, shapes), sum(out * inner for out, inner in shapes.values())
+    if settings.keep * dense >= now:
+        raise FinloraError(f"keep = {settings.keep:g}: the linears of {model.name} hold {now / dense:.0%} of their dense parameters already", "keep is a share of the dense ones: choose a smaller")
     length = min(settings.row_tokens or 2048, model.max_tokens)
     rows, held, told_text = texts(settings, model.tokenizer, length)
     require_causal(model, max(rows, key=len))

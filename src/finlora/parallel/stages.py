@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import FinloraError
 from ..loss import token_sums
-from ..model import FAMILIES, Model, autocast, head
+from ..model import FAMILIES, Model, autocast, computed, head
 from .copies import shell
 from .shards import blocks_of
 
@@ -108,7 +108,7 @@ class Stage(nn.Module):
             out = out.to(self.wire)
             return out.clone() if isinstance(self, FSDPModule) else out  # FSDP's hook hangs on it, and would be lost on a view
         assert targets is not None and weights is not None
-        return torch.stack([token_sums(out, head(model), targets, weights)[0]])
+        return torch.stack([token_sums(computed(model, out), head(model), targets, weights)[0]])
 
 
 def _row(base: nn.Module) -> nn.ModuleList:

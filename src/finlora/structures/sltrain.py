@@ -9,9 +9,10 @@ outputs of delta times the variance of a dense layer drawn so. With variance = "
 sqrt(delta) instead, which gives a dense layer's variance; with "paper" it stays as written.
 
 W is materialised in each pass and again in the backward pass, never kept between them (the paper's way): memory is the
-factors', arithmetic the dense layer's and a little more (building W costs rank * in * out per pass, whatever the
-tokens). So `flops` is in * out. The support takes 4 bytes for each V when saved (8 beyond 2^31 entries), which `count`,
-of trained values, leaves out.
+factors', arithmetic the dense layer's and a little more: building W and taking its gradient to the factors costs
+4 rank * in * out of a forward and backward pass, whatever the tokens. So `flops`, those of one token more, is in * out.
+The support takes 4 bytes for each V when saved (8 beyond 2^31 entries), which `count`, of trained values, leaves out. Weight decay spares V, as it spares every vector, while A and B decay; the authors'
+optimiser decays all three (train_utils.py), at 0 in all their runs.
 
 Fit: the best product of the rank, then the entries where the rest is worst, each row's V solved by least squares, and
 both again, three times in all (as in GoDec, Zhou and Tao 2011; more rounds gain little): no optimum, but never worse
@@ -117,6 +118,9 @@ class Product(torch.autograd.Function):
 
 def apply(cfg: SLTrain, params, x: Tensor) -> Tensor:
     """x W^T with W built for the occasion."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):  # the backward pass has none of its own: what both compute in is settled here
+        x = x.to(torch.get_autocast_dtype(kind))
     return Product.apply(x, *_factors.cast(params, x, "A", "B", "V"), params["support"], cfg.alpha / cfg.rank)
 
 
@@ -176,7 +180,7 @@ def count(cfg: SLTrain, n_in: int, n_out: int) -> int:
 
 
 def flops(cfg: SLTrain, n_in: int, n_out: int) -> int:
-    """in * out: the product is that of a dense layer."""
+    """in * out: the product is that of a dense layer; what building W takes is a pass's and no token's."""
     return n_in * n_out
 
 

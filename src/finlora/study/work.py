@@ -109,7 +109,7 @@ def _start(jobs: Sequence[Job], waiting: list[int], workers: list[_Worker], many
         expects = guess(jobs[place]) if budget else 0
         if budget and expects > budget:
             waiting.remove(place)
-            yield place, {"run": jobs[place].folder.name, "error": f"it needs about {expects / 1e9:.2f} GB, more than --memory {budget / 1e9:.2f} GB"}
+            yield place, {"run": jobs[place].folder.name, "error": f"it needs about {expects / 1e6:,.0f} MB, more than --memory {budget / 1e6:,.0f} MB"}
             continue
         if budget and busy:
             held = sum(max(w.expects, _resident(w)) for w in busy)
