@@ -202,7 +202,11 @@ def trained_values(model: Model) -> int:
 
 
 def multiply_adds(model: Model, row_tokens: int) -> int:
-    """Multiply-adds of one token's forward pass in a row of `row_tokens`: linears, output layer and causal attention."""
+    """Multiply-adds of one token's forward pass in a row of `row_tokens`: linears, output layer and causal attention.
+
+    They are what the map asks for, as MFU counts: half of a row's attention is after the query, and what a structure does once a
+    pass is not a token's (`once_a_pass`).  Training takes three times as many, and those two.
+    """
     inside = 0
     for name, linear in model.linears.items():
         structure, cfg = model.structured.get(name, (None, None))
@@ -211,6 +215,22 @@ def multiply_adds(model: Model, row_tokens: int) -> int:
     inside += sum(math.prod(shape_of(module)) for module in find_linears(model.body).values())
     head, config = model.body.get_output_embeddings().weight, model.config
     return inside + head.numel() + config.num_hidden_layers * config.hidden_size * row_tokens
+
+
+def once_a_pass(structure: Structure, cfg: Any, n_in: int, n_out: int) -> int:
+    """Multiply-adds of a forward and backward pass through one linear that do not grow with its tokens, as torch counts them.
+
+    A structure that applies factors has none; one that builds its matrix has those of building it, and of its gradient's way back.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    params = {k: p.requires_grad_(p.is_floating_point() and k not in structure.frozen) for k, p in structure.init(cfg, n_in, n_out, 0.02, None).items()}
+    counted = []
+    for tokens in (8, 16):
+        with FlopCounterMode(display=False) as counter:
+            structure.apply(cfg, params, torch.zeros(tokens, n_in, requires_grad=True)).sum().backward()
+        counted.append(counter.get_total_flops() // 2)
+    return 2 * counted[0] - counted[1]
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------

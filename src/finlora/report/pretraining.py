@@ -2,8 +2,8 @@
 
     report("runs/claim", "results/cpu/claim")      writes report.md, report.html, report.json and runs.csv
 
-The conclusion is made from the figures by a rule (pretraining_claim.py), so that it cannot say what they do not; report.json
-holds all figures.  Nothing is trained or measured here; parameters without embeddings and bytes under codecs are counted on the
+The conclusion is made from the figures by a rule (pretraining_claim.py), so that it cannot say what they do not; how they were
+measured, and what weakens them, stands beside it (pretraining_how.py); report.json holds all figures.  Nothing is trained or measured here; parameters without embeddings and bytes under codecs are counted on the
 architecture's outline (pretraining_sizes.py).
 """
 
@@ -18,7 +18,14 @@ from typing import Any
 
 from finlora import receipt, registry
 from finlora.errors import FinloraError
-from finlora.report import pretraining_claim, pretraining_compare, pretraining_page, pretraining_sizes, pretraining_text
+from finlora.report import (
+    pretraining_claim,
+    pretraining_compare,
+    pretraining_how,
+    pretraining_page,
+    pretraining_sizes,
+    pretraining_text,
+)
 from finlora.report.pretraining_compare import STATE, interval
 from finlora.report.pretraining_data import Study, Trained, load
 from finlora.report.tables import part
@@ -41,6 +48,20 @@ def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[s
     codecs: those that bytes are told for, none: the ones of fewest bits in 8 and in 4. reference: the dense arm to compare with.
     Raises: FinloraError where the folder holds no study, its runs cannot be compared, or a codec is unknown.
     """
+    study, said = figures(folder, codecs, reference)
+    texts = {
+        "report.md": pretraining_text.markdown(said),
+        "report.html": pretraining_page.page(study, said),
+        "report.json": json.dumps(receipt.plain(said), indent=1, ensure_ascii=False) + "\n",
+        "runs.csv": pretraining_text.to_csv(study, {size["size"]: size for size in said["sizes"]}),
+    }
+    for name, text in texts.items():
+        receipt.write_text(Path(out or folder) / name, text)
+    return said
+
+
+def figures(folder: str | Path, codecs: Sequence[str] = (), reference: str = "") -> tuple[Study, dict[str, Any]]:
+    """(the study that was read, all that its report says), without writing anything; as `report`."""
     codecs = tuple(codecs) or pretraining_sizes.usual_codecs()
     for codec in codecs:
         registry.pick("codec", codec)
@@ -48,29 +69,27 @@ def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[s
     sizes = [_size(study, size) for size in study.sizes]
     by_size = {size["size"]: size for size in sizes}
     structures = list(dict.fromkeys(r.kind for r in study.runs if r.linears))
+    setting = pretraining_how.setting(study)
+
+    def memory(run: Trained) -> float:
+        return _state(run, by_size[run.size]["shapes"]) + (run.activation or 0 if setting["activations"] else 0)
+
     said: dict[str, Any] = {
         "study": study.name, "reference": study.reference, "budgets": list(study.budgets), "searched": study.searched, "seeds": list(study.seeds), "codecs": list(codecs),
         "sizes": [{k: v for k, v in size.items() if k != "shapes"} for size in sizes],
         "arms": [_arm(study, size, arm, codecs) for size in sizes for arm in study.arms if study.of(size["size"], arm)],
-        "comparisons": pretraining_compare.compare(study, lambda run: _state(run, by_size[run.size]["shapes"])),
+        "comparisons": pretraining_compare.compare(study, memory), "power": pretraining_compare.power(study), "chords": pretraining_compare.chords(study, memory),
         "speeds": pretraining_compare.speeds(study),
         "trend": pretraining_compare.trends(study, {size["size"]: size["non_embedding"] for size in sizes}),
         "table_structure": structures[0] if structures else "", "table": pretraining_sizes.parameter_table(structures[0], codecs=codecs) if structures else [],
         "chosen": dict(study.chosen), "failed": list(study.failed), "missing": study.missing(),
-        "machines": sorted({f"{part(s, 'device').get('gpu') or part(s, 'device').get('cpu') or 'unknown'}" for s in study.held.raw.values()}),
+        "setting": setting, "batch_tokens": setting["batch_tokens"], "machines": sorted({f"{part(s, 'device').get('gpu') or part(s, 'device').get('cpu') or 'unknown'}" for s in study.held.raw.values()}),
     }  # fmt: skip
     said["claim"] = pretraining_claim.judged(said)
     said["conclusion"] = pretraining_claim.sentences(said)
-    said["notes"] = pretraining_claim.notes(said)
-    texts = {
-        "report.md": pretraining_text.markdown(said),
-        "report.html": pretraining_page.page(study, said),
-        "report.json": json.dumps(receipt.plain(said), indent=1, ensure_ascii=False) + "\n",
-        "runs.csv": pretraining_text.to_csv(study, by_size),
-    }
-    for name, text in texts.items():
-        receipt.write_text(Path(out or folder) / name, text)
-    return said
+    said["notes"] = pretraining_how.notes(study, said)
+    said["how"] = pretraining_how.facts(study, said)
+    return study, said
 
 
 def _size(study: Study, size: str) -> dict[str, Any]:
@@ -88,7 +107,7 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str])
     runs = list(study.of(size["size"], arm).values())
     first = runs[0]
     bits = [r.bits for r in runs if r.bits is not None]
-    peaks = [r.peak_bytes for r in runs if r.peak_bytes]
+    growth = [r.peak_bytes - r.start_bytes for r in runs if r.peak_bytes and r.start_bytes is not None]
     plain = next(r.optimizer for r in study.runs if r.arm == study.reference)
     return {
         "size": size["size"], "arm": arm, "kind": first.kind, "optimizer": first.optimizer, "structured": bool(first.linears), "compared": arm not in study.budgets,
@@ -97,7 +116,8 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str])
         "tokens": statistics.fmean(r.tokens for r in runs), "steps": first.steps, "seconds": statistics.fmean(r.seconds for r in runs),
         "params": first.params, "non_embedding": first.params - size["embeddings"], "smaller": first.dense / first.params,
         "smaller_linears": size["linears"] / (size["linears"] - first.dense + first.params), "flops_per_token": 6 * first.work,
-        "tokens_per_s": statistics.median(r.rate for r in runs), "peak_bytes": max(peaks, default=None), "state_bytes": _state(first, size["shapes"]),
+        "tokens_per_s": statistics.median(r.rate for r in runs), "growth_bytes": statistics.median(growth) if growth else None, "state_bytes": _state(first, size["shapes"]),
+        "activation_bytes": first.activation, "at_edge": any(r.edge for r in runs), "ranks": sorted({told["rank"] for one in first.linears.values() if "rank" in (told := one.get("inner", one))}),
         "bytes": {codec or "16": pretraining_sizes.stored(codec, first.kind, first.linears, size["shapes"], first.params) for codec in ("", *codecs)},
         "runs": [r.run for r in runs],
     }  # fmt: skip

@@ -1,12 +1,13 @@
 """The paper's claim against a study's figures, in words that a rule makes: 2.64x smaller, 1.3x faster, no loss.
 
     smaller    the arm's linears hold 1 / 2.64 of dense's values (to 5%); what that makes of the whole model is told beside it
-    no loss    the interval of the difference to dense at equal tokens: all above 0, a loss; its upper end at most MARGIN, none;
-               else open
-    faster     the interval of the ratio of tokens a second: all below 1.3, no; all at or above it, yes; else open
+    no loss    the interval of the difference to dense at equal tokens: its upper end at most MARGIN, none; else, Holm's p below
+               ALPHA and the difference above 0, a loss; else open
+    faster     the ratio of tokens a second: Holm's p against 1.3 below ALPHA, then above it yes and below it no; else open
 
-The claim is contradicted for an arm at a size where there is a loss or it is not faster, holds where there is none and it is,
-and is open otherwise.  With one seed there is no interval, and all is open.
+The claim is not reproduced by an arm at a size where there is a loss or it is not faster, reproduced where there is none and it
+is, and open otherwise.  With one seed there is no interval, and all is open.  Whatever is counted as lower or higher is so by
+Holm's p over its table.  A rate at the end of its list is marked wherever its arm is named: a better one may lie beyond.
 """
 
 from __future__ import annotations
@@ -15,58 +16,44 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finlora.report.pretraining_compare import big
+from finlora.report.pretraining_compare import ALPHA, big, found_of
 from finlora.report.pretraining_sizes import CLAIM
 
 MARGIN = 0.01  # nats a token, 1% of perplexity: what counts as no loss
 NEAR, APART = 0.05, 1.1  # of one compression; of two
+ENOUGH = 20  # tokens a parameter at which training is about compute-optimal (2203.15556)
 FAST, SLOW = f"at least {CLAIM['faster']}x", f"below {CLAIM['faster']}x"
 WAYS = {"tokens": "equal tokens", "flops": "equal training FLOPs", "wall": "equal wall time", "memory": "equal memory of training"}
+EDGE = " *"  # after the name of an arm whose searched value, or dense's, lies at an end of its list
+VERDICTS = ("reproduced", "not reproduced", "open")
 
 
 def judged(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """{"size", "arm", "loss", "speed", "verdict"} of every arm near the claim's compression. said: the report's figures."""
+    """{"size", "arm", "smaller", "loss", "speed", "verdict"} of every arm near the claim's compression. said: the report's figures."""
     out = []
     for row in said["arms"]:
         if row["compared"] and abs(row["smaller_linears"] / CLAIM["smaller"] - 1) <= NEAR:
             loss, speed = _loss(_of(said["comparisons"]["tokens"], row)), _speed(_of(said["speeds"], row))
             bad, good = loss == "a loss" or speed == SLOW, loss == "no loss" and speed == FAST
-            verdict = "contradicted" if bad else "holds" if good else "open"
-            out.append({"size": row["size"], "arm": row["arm"], "loss": loss, "speed": speed, "verdict": verdict})
+            out.append({"size": row["size"], "arm": row["arm"], "smaller": row["smaller"], "loss": loss, "speed": speed, "verdict": VERDICTS[1 if bad else 0 if good else 2]})
     return out
 
 
 def sentences(said: Mapping[str, Any]) -> list[str]:
     """The conclusion, a sentence or a few for each paragraph."""
     found = judged(said)
-    out = [_overall(found)]
+    out = [_scale(said), _overall(said, found), _power(said)]
     for size in said["sizes"]:
         rows = [row for row in found if row["size"] == size["size"]]
         if rows:
             out.append(_size(said, size, rows))
-    out += [text for text in (_others(said, found), *(_way(said, way) for way in ("flops", "wall", "memory")), _trend(said)) if text]
-    return out
+    out += [_others(said, found), *(_way(said, way) for way in ("flops", "wall", "memory")), _trend(said)]
+    return [text for text in out if text]
 
 
-def notes(said: Mapping[str, Any]) -> list[str]:
-    """What weakens the conclusion: few seeds, missing runs, rates at the edge of their list, several machines."""
-    out = []
-    few = [row for row in said["arms"] if row["seeds"] < 2]
-    if few:
-        where = _some([f"{row['arm']} at {row['size']}" for row in few])
-        out.append(f"Fewer than 2 seeds: {where}. Their values have no interval, and nothing is concluded from them.")
-    elif max(row["seeds"] for row in said["arms"]) < 5:
-        out.append(f"{max(row['seeds'] for row in said['arms'])} seeds at most: the intervals rest on very few degrees of freedom, and are wide for it.")
-    if said["missing"]:
-        out.append(f"{len(said['missing'])} runs are missing, of {len({(a, s) for s, a, _ in said['missing']})} arms: {_some([f'{a} at {s}, seed {n}' for s, a, n in said['missing']])}.")
-    if said["failed"]:
-        out.append(f"{len(said['failed'])} runs failed or were not finished; they are listed below.")
-    edges = [group for group, c in said["chosen"].items() if c.get("at_edge")]
-    if edges:
-        out.append(f"For {len(edges)} of {len(said['chosen'])} groups the search of {said['searched']} chose a value at the edge of its list: a better one may lie beyond ({_some(edges)}).")
-    if len(said["machines"]) > 1:
-        out.append("The runs were timed on different machines: speeds, and comparisons at equal wall time, are not of one kind.")
-    return out
+def named(said: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The row's arm, marked where its searched value or dense's at that size lies at an end of the list."""
+    return row["arm"] + (EDGE if _at_edge(said, row) else "")
 
 
 def levels(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -79,82 +66,142 @@ def levels(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return {f"{statistics.median(row['smaller_linears'] for row in rows):.2g}x": rows for rows in found}
 
 
-def _overall(found: Sequence[Mapping[str, str]]) -> str:
+def _at_edge(said: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return any(a.get("at_edge") for a in said["arms"] if a["size"] == row["size"] and a["arm"] in (row["arm"], said["reference"]))
+
+
+def _scale(said: Mapping[str, Any]) -> str:
+    """What was trained, and for how long: the ground on which all else stands."""
+    arms = [a for a in said["arms"] if a["arm"] == said["reference"]]
+    if not arms:
+        return ""
+    sizes = {size["size"]: size for size in said["sizes"]}
+    share = [a["tokens"] / sizes[a["size"]]["params"] for a in arms]
+    kind = "An early-training comparison" if max(share) < ENOUGH else "A comparison of models trained from scratch"
+    held = _span([sizes[a["size"]]["non_embedding"] for a in arms], big)
+    batch = f" of {said['batch_tokens']} tokens" if said.get("batch_tokens") else ""
+    return f"{kind}: models of {held} parameters without embeddings, dense trained on {_span([a['tokens'] for a in arms], big)} tokens ({_span([a['steps'] for a in arms], str)} steps{batch}), which are {_span(share, lambda v: f'{v:.2g}')} tokens a parameter{f', where {ENOUGH} are about compute-optimal' if max(share) < ENOUGH else ''}."
+
+
+def _overall(said: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
     claim = f"The claim is {CLAIM['smaller']}x smaller, {CLAIM['faster']}x faster, and no loss."
     if not found:
         return f"{claim} No arm of this study is {CLAIM['smaller']}x smaller: it says nothing on the claim as a whole."
-    many = {verdict: [row for row in found if row["verdict"] == verdict] for verdict in ("holds", "contradicted", "open")}
-    loss, slow = (sum(row[key] == bad for row in many["contradicted"]) for key, bad in (("loss", "a loss"), ("speed", SLOW)))
-    why = f" (a loss in {loss}, less than {CLAIM['faster']}x the speed in {slow})" if many["contradicted"] else ""
-    text = f"{claim} Of {len(found)} arms and sizes that are {CLAIM['smaller']}x smaller in their linears it holds in {len(many['holds'])}, is contradicted in {len(many['contradicted'])}{why}, and is open in {len(many['open'])}."
-    return text + (" It holds for " + _some([f"{row['arm']} at {row['size']}" for row in many["holds"]]) + "." if many["holds"] else "")
+    many = {verdict: [row for row in found if row["verdict"] == verdict] for verdict in VERDICTS}
+    bad = many["not reproduced"]
+    loss, slow = (sum(row[key] == what for row in bad) for key, what in (("loss", "a loss"), ("speed", SLOW)))
+    why = f" (a loss in {loss}, less than {CLAIM['faster']}x the speed in {slow})" if bad else ""
+    text = (
+        f"{claim} Of {len(found)} arms and sizes whose linears are {CLAIM['smaller']}x smaller, the whole model {_span([row['smaller'] for row in found], lambda v: f'{v:.2f}')}x, "
+        f"it is reproduced at these sizes in {len(many['reproduced'])}, not reproduced at these sizes in {len(bad)}{why}, and open in {len(many['open'])}."
+    )
+    text += " Reproduced: " + some([f"{named(said, row)} at {row['size']}" for row in many["reproduced"]]) + "." if many["reproduced"] else ""
+    edges = sum(_at_edge(said, row) for row in found)
+    return text + (f" In {edges} of them (marked{EDGE}) {said['searched']} of the arm or of dense lies at an end of its list." if edges else "")
 
 
-def _size(said: Mapping[str, Any], size: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
+def _power(said: Mapping[str, Any]) -> str:
+    """What so few seeds could have told at all."""
+    rows = [row for row in said["power"] if row["excluded"] is not None]
+    if not rows:
+        return ""
+    parts = [f"{row['excluded']:.3f} at {row['size']}" for row in rows]
+    hard = f" Where that is above the margin of {MARGIN}, no loss can hardly be found but of an arm that measured better than dense." if max(row["excluded"] for row in rows) > MARGIN else ""
+    return (
+        f"The smallest loss that {_span([row['seeds'] for row in rows], str)} seeds could have excluded at equal tokens, had none been measured, is {', '.join(parts)} nats a token; "
+        f"Holm's test names a lone difference from {_span([row['named'] for row in rows], lambda v: f'{v:.3f}')} on.{hard}"
+    )
+
+
+def _size(said: Mapping[str, Any], size: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for row in rows:
-        arm = next(a for a in said["arms"] if (a["size"], a["arm"]) == (row["size"], row["arm"]))
         speed, memory = _of(said["speeds"], row), _of(said["comparisons"]["memory"], row)
-        ratio = f"{_x(speed['ratio'])} the speed of dense" if speed else "no speed to compare"
-        beside = _against(memory["difference"]) if memory and memory["difference"] else "not measured"
+        ratio = f"{_x(speed['ratio'])} the speed of dense, {row['speed'] if row['speed'] != 'open' else 'not told from ' + str(CLAIM['faster']) + 'x'}" if speed else "no speed to compare"
         parts.append(
-            f"{row['arm']} (the whole model {arm['smaller']:.2f}x smaller): {_verdict(_of(said['comparisons']['tokens'], row))}; {ratio}: {row['speed']}; against dense of as many parameters: {beside}"
+            f"{named(said, row)} (the whole model {row['smaller']:.2f}x smaller), {row['verdict']}: {_verdict(_of(said['comparisons']['tokens'], row))}; {ratio}; against dense of equal memory: {_beside(memory)}"
         )
     return f"{size['size']} ({big(size['non_embedding'])} parameters without embeddings, {big(size['params'])} in all). " + ". ".join(parts) + "."
 
 
-def _others(said: Mapping[str, Any], found: Sequence[Mapping[str, str]]) -> str:
-    """The other compressions, and what the least loss is at each."""
+def _beside(row: Mapping[str, Any] | None) -> str:
+    """A comparison in a few words."""
+    if not row or not (row["difference"] or row["bound"]):
+        return "not measured"
+    if row["bound"]:
+        where = "largest dense, which takes less" if row["side"] == "at least" else "smallest dense, which takes more"
+        return f"{row['side']} {_against(row['bound'])} (the {where})"
+    return _against(row["difference"])
+
+
+def _others(said: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """The other compressions at equal tokens."""
     near = {(row["size"], row["arm"]) for row in found}
     parts = []
     for smaller, rows in levels(said["arms"]).items():
         tested = [d for row in rows if (row["size"], row["arm"]) not in near and (d := _of(said["comparisons"]["tokens"], row)) and d["difference"]]
         if tested:
             states = [_loss(d) for d in tested]
-            least = min(tested, key=lambda d: d["difference"]["value"])
-            parts.append(f"at about {smaller} a loss in {states.count('a loss')} of {len(tested)} arms and sizes, none in {states.count('no loss')}; the least is {_against(least['difference'])} ({least['arm']} at {least['size']})")
-    return f"Elsewhere, by linears and at equal tokens: {'. '.join(parts)}." if parts else ""
+            span = _span([d["difference"]["value"] for d in tested], signed)
+            parts.append(f"at about {smaller}, {len(tested)} arms and sizes: a loss in {states.count('a loss')}, none in {states.count('no loss')}, open in {states.count('open')} (differences of {span})")
+    return f"Elsewhere, by linears and at equal tokens: {'; '.join(parts)}." if parts else ""
 
 
 def _way(said: Mapping[str, Any], way: str) -> str:
     rows = [row for row in said["comparisons"][way] if _structured(said, row)]
     if not rows:
         return ""
-    measured = [row for row in rows if row["difference"]]
-    if not measured:
-        return f"At {WAYS[way]}, none of {len(rows)} arms and sizes could be measured."
-    lower = [row for row in measured if row["difference"]["high"] is not None and row["difference"]["high"] < 0]
-    higher = [row for row in measured if row["difference"]["low"] is not None and row["difference"]["low"] > 0]
-    text = f"At {WAYS[way]}, of {len(rows)} arms and sizes {len(measured)} could be measured: {len(lower)} have a lower loss than dense, {len(higher)} a higher one, and {len(measured) - len(lower) - len(higher)} cannot be told from it"
-    names = _some([f"{row['arm']} at {row['size']}" for row in lower])
-    return text + (f" (lower: {names})." if lower else ".")
+    by: dict[str, list[Mapping[str, Any]]] = {what: [row for row in rows if found_of(row) == what] for what in ("lower", "higher", "alike", "unknown")}
+    bound = sum(bool(row["bound"]) for row in by["higher"])
+    text = f"At {WAYS[way]}, of {len(rows)} arms and sizes {len(by['lower'])} have a lower loss than dense, {len(by['higher'])} a higher one"
+    text += f" ({bound} of them by a bound: dense would need more than it was given, and has the lower loss without)" if bound else ""
+    text += f", and {len(by['alike'])} cannot be told from it, by Holm's p below {ALPHA}"
+    text += f"; {len(by['unknown'])} lie beyond dense's runs or have no interval, and are not known" if by["unknown"] else ""
+    names = some([f"{named(said, row)} at {row['size']}{', by a bound' if row['bound'] else ''}" for row in by["lower"]])
+    return text + (f" (lower: {names})." if by["lower"] else ".")
 
 
 def _trend(said: Mapping[str, Any]) -> str:
     grows, shrinks, open_ = [], [], []
     for row in said["trend"]:
         if row["slope"] and _structured(said, row):
-            into = grows if row["slope"]["low"] > 0 else shrinks if row["slope"]["high"] < 0 else open_
+            told = row["slope"]["holm_p"] < ALPHA
+            into = open_ if not told else grows if row["slope"]["value"] > 0 else shrinks
             into.append(f"{row['arm']} {signed(row['slope']['value'])} [{signed(row['slope']['low'])}, {signed(row['slope']['high'])}]")
     if not grows + shrinks + open_:
         return ""
     sizes = max(row["sizes"] for row in said["trend"])
     text = f"With each doubling of the model (over {sizes} sizes, nothing beyond them) the difference to dense at equal tokens grows for {len(grows)} arms, shrinks for {len(shrinks)}, and shows no trend for {len(open_)}."
-    return text + (f" Grows, nats a token: {_some(grows)}." if grows else "") + (f" Shrinks: {_some(shrinks)}." if shrinks else "")
+    text += (f" Grows, nats a token: {some(grows)}." if grows else "") + (f" Shrinks: {some(shrinks)}." if shrinks else "")
+    return text + confounded(said)
+
+
+def confounded(said: Mapping[str, Any]) -> str:
+    """What else goes with size in this study."""
+    first, last = said["sizes"][0], said["sizes"][-1]
+    tokens = {a["size"]: a["tokens"] for a in said["arms"] if a["arm"] == said["reference"]}
+    parts = []
+    if {first["size"], last["size"]} <= set(tokens) and first is not last:
+        parts.append(f"tokens a parameter go from {tokens[first['size']] / first['params']:.2g} to {tokens[last['size']] / last['params']:.2g}")
+    held = {size["size"]: [row["smaller"] for row in judged(said) if row["size"] == size["size"]] for size in (first, last)}
+    if all(held.values()) and len(held) > 1:
+        ends = [statistics.fmean(held[size["size"]]) for size in (first, last)]
+        parts.append(f"the whole model at {CLAIM['smaller']}x in its linears from {ends[0]:.2f}x to {ends[1]:.2f}x smaller")
+    return f" It is no trend of size alone: over these sizes {', and '.join(parts)}." if parts else ""
 
 
 def _loss(row: Mapping[str, Any] | None) -> str:
     d = (row or {}).get("difference")
     if not d or d["low"] is None:
         return "open"
-    return "a loss" if d["low"] > 0 else "no loss" if d["high"] <= MARGIN else "open"
+    return "no loss" if d["high"] <= MARGIN else "a loss" if found_of(row) == "higher" else "open"
 
 
 def _speed(row: Mapping[str, Any] | None) -> str:
-    if not row or row["ratio"]["low"] is None:
+    p = row["ratio"].get("holm_p") if row else None
+    if row is None or p is None or p >= ALPHA:
         return "open"
-    low, high = row["ratio"]["low"], row["ratio"]["high"]
-    return FAST if low >= CLAIM["faster"] else SLOW if high < CLAIM["faster"] else "open"
+    return FAST if row["ratio"]["value"] >= CLAIM["faster"] else SLOW
 
 
 def _verdict(row: Mapping[str, Any] | None) -> str:
@@ -164,13 +211,19 @@ def _verdict(row: Mapping[str, Any] | None) -> str:
         return f"no loss to compare ({(row or {}).get('why') or 'no such run'})"
     if d["low"] is None:
         return f"{_against(d)} at equal tokens, one seed, no interval"
-    state = {"a loss": "a loss", "no loss": f"no loss (below {MARGIN})", "open": f"not told from dense, and a loss of up to {d['high']:.3f} is not excluded"}[_loss(row)]
+    state = {"a loss": "a loss", "no loss": f"no loss above the margin of {MARGIN}", "open": f"open, and a loss of up to {d['high']:.3f} is not excluded"}[_loss(row)]
     return f"{_against(d)} at equal tokens: {state}"
 
 
 def _against(d: Mapping[str, Any]) -> str:
     low_high = f" [{signed(d['low'])}, {signed(d['high'])}]" if d["low"] is not None else " (one seed)"
     return f"{signed(d['value'])}{low_high} nats a token"
+
+
+def _span(values: Sequence[Any], shown: Any) -> str:
+    """`least to most`, or the one that they all are."""
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _x(ratio: Mapping[str, Any]) -> str:
@@ -185,7 +238,8 @@ def _structured(said: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     return any(a["structured"] for a in said["arms"] if a["arm"] == row["arm"])
 
 
-def _some(texts: Sequence[str], most: int = 6) -> str:
+def some(texts: Sequence[str], most: int = 6) -> str:
+    """The first few, and how many more there are."""
     return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
 
 

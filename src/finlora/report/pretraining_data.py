@@ -7,6 +7,7 @@ budgets, by which dense is known at fewer and at more tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from finlora import receipt
 from finlora.errors import FinloraError, unknown
+from finlora.report import pretraining_sizes
 from finlora.report.study_data import SEED, Held, frozen, read_study, told
 from finlora.report.tables import part
 
@@ -24,9 +26,11 @@ EQUAL = 0.01  # two runs were trained on equally many tokens when they differ by
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished run. loss: nats a token of held-out text; rate: tokens a second; work: multiply-adds of a token's forward pass.
+    """One finished run. loss: nats a token of held-out text; rate: tokens a second; work: multiply-adds of training a token, a third of all.
 
     params: trained values; dense: those of the same architecture with dense linears; linears: {linear: settings of its structure}.
+    start_bytes, cpu_seconds, threads, activation: None where the receipt does not say. activation: bytes that a micro-batch keeps
+    for the backward pass. edge: whether its searched value lies at an end of the list.
     """
 
     run: str
@@ -49,6 +53,11 @@ class Trained:
     work: int
     linears: Mapping[str, Mapping[str, Any]]
     config: Mapping[str, Any]
+    start_bytes: float | None = None
+    cpu_seconds: float | None = None
+    threads: int | None = None
+    activation: float | None = None
+    edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def load(folder: str | Path, reference: str = "") -> Study:
     size_keys, arm_keys = _keys(study["runs"], raw, searched)
     runs, unmeasured = [], []
     for each in study["runs"]:
-        one = _trained(each, raw[each["run"]], size_keys, arm_keys, searched)
+        one = _trained(each, raw[each["run"]], size_keys, arm_keys, searched, study.get("chosen") or {})
         if math.isfinite(one.loss):
             runs.append(one)
         else:
@@ -117,13 +126,18 @@ def load(folder: str | Path, reference: str = "") -> Study:
 
 
 def _same_text(raw: Mapping[str, Mapping[str, Any]]) -> None:
-    """Losses a token are compared only on the same text in the same tokens."""
-    seen: dict[Any, str] = {}
+    """Losses a token are compared only on the same text in the same tokens: by its hash, and by its counts where a receipt has no hash."""
+    seen: dict[str, dict[Any, str]] = {"hash": {}, "rows": {}, "tokens": {}, "bytes": {}}
     for run, sheet in raw.items():
         held = [d for d in sheet.get("data") or [] if d.get("split") == "validation"]
-        seen.setdefault(tuple((d.get("sha256"), d.get("tokens")) for d in held), run)
-    if len(seen) > 1:
-        a, b = list(seen.values())[:2]
+        for name, key in (("hash", "sha256"), ("rows", "rows"), ("tokens", "tokens"), ("bytes", "bytes")):
+            value = frozen([d.get(key) for d in held])
+            if name == "tokens" or None not in value:  # what an older receipt lacks, it does not contradict
+                seen[name].setdefault(value, run)
+    for found in seen.values():
+        if len(found) < 2:
+            continue
+        a, b = list(found.values())[:2]
         raise FinloraError(f"runs `{a}` and `{b}` were validated on different text, or in other tokens", "use the same data and tokenizer for all runs of a study")
 
 
@@ -143,7 +157,7 @@ def _keys(runs: Sequence[Mapping[str, Any]], raw: Mapping[str, Mapping[str, Any]
     return sizes, varied
 
 
-def _trained(each: Mapping[str, Any], sheet: Mapping[str, Any], size_keys: Sequence[str], arm_keys: Sequence[str], searched: str) -> Trained:
+def _trained(each: Mapping[str, Any], sheet: Mapping[str, Any], size_keys: Sequence[str], arm_keys: Sequence[str], searched: str, chosen: Mapping[str, Any]) -> Trained:
     model, train, spec, keys = sheet["model"], sheet["train"], sheet["spec"], each["keys"]
     structure = part(sheet, "structure")
     kind, optimizer = part(spec, "structure").get("kind") or structure.get("kind") or "", part(spec, "optimizer").get("kind") or ""
@@ -153,9 +167,31 @@ def _trained(each: Mapping[str, Any], sheet: Mapping[str, Any], size_keys: Seque
     return Trained(
         each["run"], _shown(plain) or f"{model['params_dense'] / 1e6:.3g}M", _shown({k: keys[k] for k in arm_keys}) or kind, keys.get(SEED, part(spec, "run").get("seed", 0)),
         kind, optimizer, _setup(spec, searched), keys.get(searched), loss, train.get("val_bits_per_byte"), train["tokens"], train["steps"], train["seconds"],
-        train["tokens_per_s"], train.get("peak_bytes"), model["params"], model["params_dense"], model["forward_multiply_adds"], structure.get("linears") or {},
-        spec["model"]["config"],
+        train["tokens_per_s"], train.get("peak_bytes"), model["params"], model["params_dense"], _work(sheet, kind, structure.get("linears") or {}), structure.get("linears") or {},
+        spec["model"]["config"], train.get("start_bytes"), train.get("cpu_seconds"), train.get("threads"), train.get("activation_bytes"), _at_edge(keys, chosen, searched),
     )  # fmt: skip
+
+
+def _work(sheet: Mapping[str, Any], kind: str, linears: Mapping[str, Mapping[str, Any]]) -> float:
+    """Multiply-adds of training a token, a third of forward and backward together, as torch counts what is computed.
+
+    To those of a receipt, which are what the map asks for: what a structure does once a pass whatever its tokens, shared among
+    those of a micro-batch, and the half of attention that lies after each query (see restructure.multiply_adds).
+    """
+    spec, model = sheet["spec"], sheet["model"]
+    train, config = part(spec, "train"), spec["model"]["config"]
+    length = part(spec, "data").get("row_tokens") or 0
+    tokens = length * (train.get("micro_rows") or train.get("batch") or 1)
+    vocabulary = pretraining_sizes.vocabulary(config, model["params_dense"])
+    once = pretraining_sizes.once_a_pass(kind, linears, pretraining_sizes.layout(config, vocabulary)[0]) if linears else 0
+    return model["forward_multiply_adds"] + pretraining_sizes.attention(config, vocabulary, length) + (once / 3 / tokens if tokens else 0)
+
+
+def _at_edge(keys: Mapping[str, Any], chosen: Mapping[str, Any], searched: str) -> bool:
+    """Whether the search of a run's group chose an end of its list; a group is named by some of the run's keys, in their order."""
+    named = [f"{key.split('.')[-1] if not key.endswith('.kind') else key.split('.')[0]} {'+'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in keys.items() if key != searched]
+    names = (", ".join(some) for many in range(len(named), 0, -1) for some in itertools.combinations(named, many))
+    return next((bool(chosen[name].get("at_edge")) for name in names if name in chosen), False)
 
 
 def _shown(keys: Mapping[str, Any]) -> str:

@@ -90,8 +90,9 @@ def _point(x: float, found: Mapping[str, Any]) -> tuple[float, float, float, flo
 
 READING = """
 <p>All runs of a size see the same held-out text; arms with the same seed see the same training text in the same order. A difference is taken seed by seed, and its interval counts the seeds
-alone: it says how another seed would do on this text, not how another text would. With three seeds Student’s factor is 4.3, and an interval that holds zero decides nothing.</p>
-<p>At equal tokens a smaller model is helped by costing less and hurt by holding less; at equal FLOPs and equal wall time dense is given what the arm saved. A comparison that would need dense
-beyond what was trained is not measured. Wall time is that of this machine and these widths: narrow products waste more of a processor than wide ones.</p>
+alone: it says how another seed would do on this text, not how another text would. With three seeds Student’s factor is 4.3, and an interval that holds zero decides nothing; nor, among many arms, does one that leaves it out: arms are counted and named by Holm’s p.</p>
+<p>At equal tokens a smaller model is helped by costing less and hurt by holding less; at equal FLOPs and equal wall time dense is given what the arm saved. Where that lies
+beyond dense’s runs, the arm is compared with the last of them: a bound, which tells only one side. Equal memory of training is that of these batches: what is kept for the backward pass grows with
+them, and is most of it at such sizes. Wall time is that of this machine and these widths: narrow products waste more of a processor than wide ones.</p>
 <p>Each arm’s learning rate was chosen on shorter runs of one seed, from the same list for all.</p>
 """

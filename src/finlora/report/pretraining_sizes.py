@@ -43,6 +43,19 @@ def layout(config: Mapping[str, Any], vocab: int) -> tuple[Shapes, int, int]:
     return dict(shapes), embeddings, params
 
 
+@functools.lru_cache(32)
+def _attention(config: str, vocab: int) -> int:
+    from finlora.model import outline
+
+    told = outline(json.loads(config), vocab).config
+    return told.num_hidden_layers * told.hidden_size
+
+
+def attention(config: Mapping[str, Any], vocab: int, row_tokens: int) -> int:
+    """Multiply-adds of a token's attention to the positions after it, half of a row's; a kernel may or may not leave them out."""
+    return _attention(json.dumps(config, sort_keys=True), vocab) * row_tokens
+
+
 def vocabulary(config: Mapping[str, Any], params: int) -> int:
     """The entries of the vocabulary with which the architecture has so many parameters.
 
@@ -64,6 +77,18 @@ def _matrices(kind: str, settings: str, n_in: int, n_out: int) -> tuple[tuple[tu
     params = structure.init(cfg, n_in, n_out, 0.02, None).values()
     floats = [p for p in params if p.is_floating_point()]
     return tuple(tuple(p.shape) for p in floats if p.dim() == 2), sum(p.numel() for p in floats if p.dim() != 2), sum(p.nbytes for p in params if not p.is_floating_point())
+
+
+@functools.lru_cache(4096)
+def _once(kind: str, settings: str, n_in: int, n_out: int) -> int:
+    from finlora.restructure import described, once_a_pass
+
+    return once_a_pass(*described({"structure": kind, "config": json.loads(settings)}, "the structure"), n_in, n_out)
+
+
+def once_a_pass(kind: str, linears: Mapping[str, Mapping[str, Any]], shapes: Shapes) -> int:
+    """Multiply-adds that a model's structures take in a forward and backward pass whatever its tokens, such as building a matrix."""
+    return sum(_once(kind, _text(told), *reversed(shapes[name])) for name, told in linears.items())
 
 
 def fixed_bytes(kind: str, linears: Mapping[str, Mapping[str, Any]], shapes: Shapes) -> int:

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finlora.report.pretraining_claim import MARGIN, WAYS, signed
-from finlora.report.pretraining_compare import STATE, big
+from finlora.report.pretraining_claim import EDGE, MARGIN, WAYS, confounded, named, signed
+from finlora.report.pretraining_compare import ALPHA, STATE, amount, big
 from finlora.report.pretraining_data import Study
 from finlora.report.pretraining_sizes import CLAIM
 from finlora.report.tables import DASH
 
 LEADS = {
     "tokens": "Loss of the arm less that of dense of the same size, seed and tokens, nats a token.",
-    "flops": "Dense on the tokens that the arm's FLOPs buy it (6 for each multiply-add of a token forward: 2, and twice that backward), by a line in log tokens between two dense budgets.",
-    "wall": "Dense on the tokens that it would see in the arm's seconds at the median tokens a second of each, by the same line.",
-    "memory": f"Dense of the size whose training state ({STATE} bytes for each value: fp32 weight, gradient and AdamW's two moments) is as large, by a line in log parameters between two sizes of dense; models of as many values are as many bytes in 16 bits too.",
+    "flops": "Dense on the tokens that the arm's FLOPs buy it, by a line in log tokens between two dense budgets.",
+    "wall": "Dense on the tokens that it would see in the arm's seconds, seed by seed at the tokens a second of both, by the same line.",
+    "memory": "Dense of the size that takes as many bytes of training, by a line in log bytes between two sizes of dense: {memory}.",
 }
 
 
@@ -35,16 +35,16 @@ class Table:
 
 def tables(said: Mapping[str, Any]) -> list[Table]:
     """All tables that have rows, in the order of the report."""
-    out = [_claim(said), _sizes(said), _arms(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _gpt2(said), _search(said)]
+    out = [_claim(said), _sizes(said), _arms(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _power(said), _how(said), _gpt2(said), _search(said)]
     return [table for table in out if table.rows]
 
 
 def _claim(said: Mapping[str, Any]) -> Table:
-    heads = (("size", False), ("arm", False), ("loss", False), ("speed", False), ("the claim", False))
-    rows = [[v["size"], v["arm"], v["loss"], v["speed"], v["verdict"]] for v in said["claim"]]
+    heads = (("size", False), ("arm", False), ("the whole model", True), ("loss", False), ("speed", False), ("the claim at this size", False))
+    rows = [[v["size"], named(said, v), f"{v['smaller']:.2f}x smaller", v["loss"], v["speed"], v["verdict"]] for v in said["claim"]]
     lead = (
-        f"Arms whose linears are {CLAIM['smaller']}x smaller. No loss: the interval of the difference at equal tokens ends at most {MARGIN} nats a token above 0. "
-        "Contradicted: a loss, or too slow; holds: neither loss nor too slow; else open."
+        f"Arms whose linears are {CLAIM['smaller']}x smaller. No loss: the interval of the difference at equal tokens ends at most {MARGIN} nats a token above 0, each arm for itself; "
+        f"a loss, or a speed other than {CLAIM['faster']}x: by Holm's p below {ALPHA} over their tables. Not reproduced: a loss, or too slow; reproduced: no loss and fast; else open.{_edges(said)}"
     )
     return Table("claim", "The claim by size and arm", lead, heads, rows)
 
@@ -58,54 +58,96 @@ def _sizes(said: Mapping[str, Any]) -> Table:
     return Table("sizes", "Sizes", "Parameters of the dense models; embeddings are those of tokens and positions, and an output layer of its own.", heads, rows)
 
 
+def _edges(said: Mapping[str, Any]) -> str:
+    """What the mark beside an arm means, where one stands there."""
+    return f" An arm is marked{EDGE} where its {said['searched']}, or that of dense, lies at an end of its list." if any(a["at_edge"] for a in said["arms"]) else ""
+
+
 def _arms(said: Mapping[str, Any]) -> Table:
-    heads = (("size", False), ("arm", False), ("structure", False), ("optimiser", False), (said["searched"] or "searched", True), ("seeds", True), ("tokens", True), ("nats/token", True), ("bits/byte", True))
-    heads += tuple((title, True) for title in ("parameters", "without embeddings", "smaller", "linears smaller", "FLOPs/token", "tokens/s", "peak MB"))
+    heads = (("size", False), ("arm", False), ("structure", False), ("ranks", False), ("optimiser", False), (said["searched"] or "searched", True), ("seeds", True), ("tokens", True), ("nats/token", True), ("bits/byte", True))
+    heads += tuple((title, True) for title in ("parameters", "without embeddings", "smaller", "linears smaller", "FLOPs/token", "tokens/s"))
     rows = []
     for a in said["arms"]:
-        mega = f"{a['peak_bytes'] / 1e6:,.0f}" if a["peak_bytes"] else DASH
+        mark = " (reference)" if a["arm"] == said["reference"] else ""
+        ranks = DASH if not a["ranks"] else str(a["ranks"][0]) if len(a["ranks"]) == 1 else f"{a['ranks'][0]} to {a['ranks'][-1]}"
         rows.append([
-            a["size"], a["arm"] + (" (reference)" if a["arm"] == said["reference"] else ""), a["kind"], a["optimizer"], _plain(a["chosen"]), str(a["seeds"]), big(a["tokens"]),
+            a["size"], a["arm"] + mark, a["kind"], ranks, a["optimizer"], _plain(a["chosen"]) + (EDGE if a["at_edge"] else ""), str(a["seeds"]), big(a["tokens"]),
             estimate(a["loss"], 4), estimate(a["bits_per_byte"], 4), f"{a['params']:,}", f"{a['non_embedding']:,}", f"{a['smaller']:.2f}x", f"{a['smaller_linears']:.2f}x",
-            big(a["flops_per_token"]), f"{a['tokens_per_s']:,.0f}", mega,
+            big(a["flops_per_token"]), f"{a['tokens_per_s']:,.0f}",
         ])  # fmt: skip
-    return Table("arms", "Arms", "Held-out loss at the end of training, mean over seeds with Student's 95% interval; tokens a second: median over seeds; peak: the largest of a run, as its receipt measured it.", heads, rows)
+    edge = f" A value marked{EDGE} lies at an end of its list." if any(a["at_edge"] for a in said["arms"]) else ""
+    return Table("arms", "Arms", f"Held-out loss at the end of training, mean over seeds with Student's 95% interval; tokens a second: median over seeds.{edge}", heads, rows)
+
+
+def _mega(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{value / 1e6:,.{digits}f}"
 
 
 def _bytes(said: Mapping[str, Any]) -> Table:
-    heads = (("size", False), ("arm", False), ("parameters", True), ("16 bits, MB", True), *((f"{codec}, MB", True) for codec in said["codecs"]), ("training state, MB", True))
-    rows = [
-        [a["size"], a["arm"], f"{a['params']:,}", *(f"{v / 1e6:.3f}" for v in a["bytes"].values()), f"{a['state_bytes'] / 1e6:.2f}"]
-        for a in said["arms"] if a["compared"] or a["arm"] == said["reference"]
-    ]  # fmt: skip
-    return Table("bytes", "Bytes", f"Linears under each codec, embeddings, norms and biases in 16 bits. Training state: {STATE} bytes for each value, and a fixed support.", heads, rows)
+    heads = (("size", False), ("arm", False), ("parameters", True), ("16 bits, MB", True), *((f"{codec}, MB", True) for codec in said["codecs"]))
+    heads += tuple((f"{title}, MB", True) for title in ("training state", "kept for backward", "both", "peak growth"))
+    rows = []
+    for a in said["arms"]:
+        if a["compared"] or a["arm"] == said["reference"]:
+            both = a["state_bytes"] + a["activation_bytes"] if a["activation_bytes"] else None
+            rows.append([a["size"], a["arm"], f"{a['params']:,}", *(_mega(v, 3) for v in a["bytes"].values()), *map(_mega, (a["state_bytes"], a["activation_bytes"], both, a["growth_bytes"]))])
+    lead = (
+        f"Linears under each codec, embeddings, norms and biases in 16 bits. Training state: {STATE} bytes for each value, and a fixed support. Kept for backward: by one micro-batch, counted and not measured. "
+        "Peak growth: the process's peak less what it held before training, measured."
+    )
+    return Table("bytes", "Bytes", lead, heads, rows)
 
 
 def _compared(said: Mapping[str, Any], way: str) -> Table:
-    unit = "parameters of dense" if way == "memory" else "tokens of dense"
-    heads = (("size", False), ("arm", False), ("seeds", True), (unit, True), ("difference, nats/token", True), ("p (Holm)", True))
+    unit = "bytes" if way == "memory" else "tokens"
+    heads = (("size", False), ("arm", False), ("seeds", True), (f"{unit} of dense", True), ("difference, nats/token", True), ("p (Holm)", True), ("note", False))
     rows = []
     for row in said["comparisons"][way]:
-        d = row["difference"]
-        shown = _difference(d) if d else f"not measured: {row['why']}"
-        rows.append([row["size"], row["arm"], str(d["n"]) if d else DASH, big(row["dense"]) if row["dense"] else DASH, shown, _p(d.get("holm_p")) if d else DASH])
-    return Table(f"equal-{way}", f"At {WAYS[way]}", LEADS[way] + " Below 0 the arm is better than dense. p by Holm over this table; intervals are not widened for its length.", heads, rows)
+        d = row["difference"] or row["bound"]
+        shown = DASH if not d else f"{row['side']} {_difference(d)}".strip()
+        note = "; ".join(text for text in (row["why"], row["note"]) if text)
+        rows.append([row["size"], named(said, row), str(d["n"]) if d else DASH, amount(row["dense"], unit) if row["dense"] else DASH, shown, _p(d.get("holm_p")) if d else DASH, note])
+    taken = "parameters and optimiser state" + (" and what a micro-batch keeps for the backward pass" if said["setting"]["activations"] else " alone")
+    bound = " Beyond dense's runs the difference is to its last one there, and bounds the true one." if any(row["bound"] for row in said["comparisons"][way]) else ""
+    lead = f"{LEADS[way].format(memory=taken)}{bound} Below 0 the arm is better than dense. p by Holm over this table; intervals are not widened for its length.{_edges(said)}"
+    return Table(f"equal-{way}", f"At {WAYS[way]}", lead, heads, rows)
 
 
 def _speeds(said: Mapping[str, Any]) -> Table:
-    heads = (("size", False), ("arm", False), ("seeds", True), ("times dense's tokens/s", True), ("ratio of medians", True))
+    heads = (("size", False), ("arm", False), ("seeds", True), ("times dense's tokens/s", True), ("ratio of medians", True), (f"p of {CLAIM['faster']}x (Holm)", True))
     rows = []
     for row in said["speeds"]:
         r = row["ratio"]
         low_high = f" [{r['low']:.2f}, {r['high']:.2f}]" if r["low"] is not None else ""
-        rows.append([row["size"], row["arm"], str(r["n"]), f"{r['value']:.2f}{low_high}", f"{row['median']:.2f}"])
+        rows.append([row["size"], row["arm"], str(r["n"]), f"{r['value']:.2f}{low_high}", f"{row['median']:.2f}", _p(r.get("holm_p"))])
     return Table("speed", "Speed of training", "Ratio to dense of the same size and seed, geometric mean with Student's 95% interval over seeds.", heads, rows)
 
 
 def _trend(said: Mapping[str, Any]) -> Table:
-    heads = (("arm", False), ("sizes", True), ("points", True), ("nats/token a doubling", True), ("p", True))
-    rows = [[r["arm"], str(r["sizes"]), str(r["slope"]["n"]), _difference(r["slope"], 4), _p(r["slope"]["p"])] for r in said["trend"] if r["slope"]]
-    return Table("trend", "Trend over size", "Slope of the difference to dense at equal tokens over log2 of dense's parameters without embeddings; each seed at each size is a point. Above 0: dense gains on the arm as models grow.", heads, rows)
+    heads = (("arm", False), ("sizes", True), ("nats/token a doubling", True), ("p (Holm)", True))
+    rows = [[r["arm"], str(r["sizes"]), _difference(r["slope"], 4), _p(r["slope"].get("holm_p"))] for r in said["trend"] if r["slope"]]
+    lead = "Slope of the difference to dense at equal tokens over log2 of dense's parameters without embeddings; each size is one point, the mean over its seeds. Above 0: dense gains on the arm as models grow."
+    return Table("trend", "Trend over size", lead + confounded(said), heads, rows)
+
+
+def _power(said: Mapping[str, Any]) -> Table:
+    heads = (("size", False), ("seeds", True), ("dense's own sd", True), ("sd of differences", True), ("smallest loss excludable", True), ("lone difference Holm can name", True), ("dense's line misses by, mean", True), ("at worst", True), ("of runs", True))
+    misses = {row["size"]: row for row in said["chords"] if row["line"] == "tokens"}
+
+    def missed(row: Mapping[str, Any] | None) -> list[str]:
+        return [signed(row["mean"], 4), f"{row['worst']:.4f}", str(row["n"])] if row else [DASH] * 3
+
+    rows = [[r["size"], str(r["seeds"]), *(DASH if r[k] is None else f"{r[k]:.4f}" for k in ("dense_sd", "paired_sd", "excluded", "named")), *missed(misses.get(r["size"]))] for r in said["power"]]
+    rows += [["over sizes, in bytes", *[DASH] * 5, *missed(row)] for row in said["chords"] if row["line"] == "bytes"]
+    lead = (
+        "Nats a token, over seeds. Differences: of arms to dense at equal tokens, pooled over arms; the smallest loss excludable is the reach of their interval, where none was measured. "
+        "Dense's line: every budget between two others is left out in turn and read from the line through the rest, which spans two steps there; above 0 the line shows dense worse than it is."
+    )
+    return Table("power", "What these seeds and lines can tell", lead, heads, rows)
+
+
+def _how(said: Mapping[str, Any]) -> Table:
+    return Table("how", "How it was measured", "From the receipts of the runs.", (("what", False), ("how", False)), [list(row) for row in said["how"]])
 
 
 def _gpt2(said: Mapping[str, Any]) -> Table:
@@ -151,13 +193,13 @@ def _row(cells: Sequence[str]) -> str:
 
 def to_csv(study: Study, sizes: Mapping[str, Mapping[str, Any]]) -> str:
     """runs.csv: a line for each run, raw numbers. sizes: {size: {"embeddings"}}."""
-    names = ["size", "arm", "seed", "kind", "optimizer", study.searched or "searched", "run", "nats_per_token", "bits_per_byte", "tokens", "steps", "seconds", "tokens_per_s", "peak_bytes"]
+    names = ["size", "arm", "seed", "kind", "optimizer", study.searched or "searched", "run", "nats_per_token", "bits_per_byte", "tokens", "steps", "seconds", "tokens_per_s", "peak_bytes", "start_bytes", "cpu_seconds", "activation_bytes"]
     names += ["params", "non_embedding", "params_dense", "flops_per_token"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for r in study.runs:
-        values = [r.size, r.arm, r.seed, r.kind, r.optimizer, r.chosen, r.run, r.loss, r.bits, r.tokens, r.steps, r.seconds, r.rate, r.peak_bytes]
+        values = [r.size, r.arm, r.seed, r.kind, r.optimizer, r.chosen, r.run, r.loss, r.bits, r.tokens, r.steps, r.seconds, r.rate, r.peak_bytes, r.start_bytes, r.cpu_seconds, r.activation]
         writer.writerow(["" if v is None else v for v in [*values, r.params, r.params - sizes[r.size]["embeddings"], r.dense, 6 * r.work]])
     return out.getvalue()
 
