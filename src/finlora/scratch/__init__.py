@@ -66,7 +66,7 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
         team=team, order=corpus.members,
     )  # fmt: skip
     told.update({k: v for k, v in meter.read(joules=not resumed).items() if k != "seconds"})
-    told["activation_bytes"] = kept
+    told.update(activation_bytes=kept, resumed=resumed)
     told["val_bits_per_byte"] = corpus.bits_per_byte(told["val"][-1][1]) if told["val"] else None
     return team.tell(lambda: _written(spec, model, folder, told, corpus, full))
 
