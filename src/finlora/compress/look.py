@@ -41,14 +41,17 @@ def texts(settings: Compress, tokenizer: Any, length: int) -> tuple[list[Tokens]
     def draw(d: Document) -> float:
         return int.from_bytes(hashlib.sha256(f"{settings.seed}/{d.source}/{d.id}".encode()).digest()[:8], "big") / 2**64
 
-    def drawn(paths: Sequence[str]) -> list[Document]:
-        return sorted((d for d in documents(paths, settings.sources, settings.exclude_sources) if d.text.strip()), key=draw)
+    def drawn(key: str) -> list[Document]:
+        try:
+            return sorted((d for d in documents(getattr(settings, key), settings.sources, settings.exclude_sources) if d.text.strip()), key=draw)
+        except FinloraError as error:
+            raise FinloraError(error.message.replace("data.text", key, 1), error.hint) from error
 
-    found = drawn(settings.text)
+    found = drawn("text")
     if not found:
         raise FinloraError("text: no document is left after sources and exclude_sources, or all are blank", "check the files and the names of the sources")
     apart = [] if settings.val_text else [d for d in found if draw(d) < settings.validation]
-    held = _read(drawn(settings.val_text) if settings.val_text else apart, tokenizer, length, settings.val_tokens)
+    held = _read(drawn("val_text") if settings.val_text else apart, tokenizer, length, settings.val_tokens)
     rows = _read(found[len(apart) :], tokenizer, length, settings.tokens)
     if settings.validation and not settings.val_text and not (rows and held):
         rows = _read(found, tokenizer, length, settings.tokens + settings.val_tokens)
