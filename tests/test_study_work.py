@@ -68,7 +68,7 @@ def test_runs_are_together_only_where_their_peaks_fit():
     jobs = [Nap("a", seconds=4.0), Nap("b"), Nap("c"), Nap("d")]
     found = done(jobs, 4, 10e9, {"a": 6, "b": 6, "c": 3, "d": 20})
     assert not together(found["a"], found["b"]) and together(found["a"], found["c"]), "c fits beside a, b does not"
-    assert "needs about 20.00 GB, more than --memory 10.00 GB" in found["d"]["error"]
+    assert "needs about 20,000 MB, more than --memory 10,000 MB" in found["d"]["error"]
 
 
 def test_what_is_not_known_runs_alone_and_corrects_the_others():

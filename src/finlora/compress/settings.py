@@ -52,9 +52,9 @@ class Compress:
             if trouble := broken(value, f.metadata["limits"]):
                 raise FinloraError(f"{f.name} must be {trouble}, got {value!r}", f.metadata["help"])
             object.__setattr__(self, f.name, value)
-        for name, allocation in (("alpha", "loss"), ("alphas", "search")):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default and self.allocation != allocation:
-                raise FinloraError(f"{name} says nothing to allocation = {self.allocation}", f"set allocation = {allocation}, or leave it out")
         for alpha in self.alphas:
             if not 0 <= alpha <= 1:
                 raise FinloraError(f"alphas must be from 0 to 1, got {alpha:g}", "0 looks at losses alone, 1 at importance alone")
+        for name, allocation in (("alpha", "loss"), ("alphas", "search")):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default and self.allocation != allocation:
+                raise FinloraError(f"{name} says nothing to allocation = {self.allocation}", f"set allocation = {allocation}, or leave it out")
