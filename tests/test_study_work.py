@@ -34,6 +34,7 @@ class Nap:
     name: str
     how: str = "sleep"
     seconds: float = 0.3
+    until: str = ""  # the file of a job for whose beginning this one waits
 
     @property
     def folder(self):
@@ -50,7 +51,10 @@ def nap(pipe, threads):
         if job.how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         began = time.time()
+        Path(job.name).touch()
         time.sleep(job.seconds)
+        while job.until and not Path(job.until).exists() and time.time() < began + 60:
+            time.sleep(0.01)
         pipe.send({"run": job.name, "began": began, "ended": time.time(), "pid": os.getpid(), "threads": threads})
 
 
@@ -63,17 +67,19 @@ def together(a, b):
     return a["began"] < b["ended"] and b["began"] < a["ended"]
 
 
-def test_runs_are_together_only_where_their_peaks_fit():
+def test_runs_are_together_only_where_their_peaks_fit(tmp_path, monkeypatch):
     # 10^9 bytes are far above what a napping process holds, so only the guesses decide
-    jobs = [Nap("a", seconds=4.0), Nap("b"), Nap("c"), Nap("d")]
+    monkeypatch.chdir(tmp_path)
+    jobs = [Nap("a", until="c"), Nap("b"), Nap("c"), Nap("d")]
     found = done(jobs, 4, 10e9, {"a": 6, "b": 6, "c": 3, "d": 20})
     assert not together(found["a"], found["b"]) and together(found["a"], found["c"]), "c fits beside a, b does not"
     assert "needs about 20,000 MB, more than --memory 10,000 MB" in found["d"]["error"]
 
 
-def test_what_is_not_known_runs_alone_and_corrects_the_others():
+def test_what_is_not_known_runs_alone_and_corrects_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     needs: dict[str, int] = {}
-    jobs = [Nap("a"), Nap("b", seconds=4.0), Nap("c")]  # a process takes a second to begin
+    jobs = [Nap("a"), Nap("b", until="c"), Nap("c")]
     found = {}
     for place, outcome in work.local(jobs, 3, 10e9, lambda job: needs.get(job.name, 0) * 10**9, nap):
         found[jobs[place].name] = outcome
@@ -81,7 +87,8 @@ def test_what_is_not_known_runs_alone_and_corrects_the_others():
     assert not together(found["a"], found["b"]) and not together(found["a"], found["c"]) and together(found["b"], found["c"])
 
 
-def test_a_worker_that_dies_takes_only_its_own_run_with_it():
+def test_a_worker_that_dies_takes_only_its_own_run_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     found = done([Nap("a", seconds=1.0), Nap("b", "die"), Nap("c"), Nap("d")], 2, 0, {})
     assert "ended by SIGKILL; memory may have run out" in found["b"]["error"]
     assert all("error" not in found[name] for name in "acd") and found["a"]["pid"] in {found[n]["pid"] for n in "acd"}
