@@ -167,7 +167,7 @@ def test_many_rows_of_few_questions(tmp_path):
     jsonl(tmp_path / "spans.jsonl", lines)  # no task's name: nothing is known of it
     found = audit(tmp_path)
     few = only(found, "few-items")
-    assert few.severity == "error" and "120 rows are 20 independent items (20 different texts, 3 ways of asking)" in few.message
+    assert few.severity == "error" and "120 rows are 20 independent items (20 different texts, 3 phrasings)" in few.message
     assert "copied-question" not in kinds(found) and "broken-implication" not in kinds(found)  # wordings of one question agree, and may
     jsonl(tmp_path / "ner_test.jsonl", [{"context": ner_prompt("Alder Bank", s), "target": "organization"} for s in sentences for _ in range(6)])
     assert only(audit("ner", tmp_path), "few-items").severity == "error"

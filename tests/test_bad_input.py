@@ -410,7 +410,7 @@ def test_adapter_over_a_codec_that_is_none(refused, adapter):
 
 
 def test_what_would_have_no_effect_is_refused(refused, adapter):
-    says = "says nothing to `finlora "
+    says = "has no effect on `finlora "
     refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--set", "train.lr=1", "--set", "method.rank=3", "--set", "data.max_train=4",
             wanted=[f"train.lr {says}evaluate`", f"method.rank {says}evaluate`", f"data.max_train {says}evaluate`"])  # fmt: skip
     refused("finetune", "run.toml", "--set", "train.compile=true", "--set", 'data.text=["a.txt"]', wanted=[f"train.compile {says}finetune`", f"data.text {says}finetune`", "for `finlora pretrain`"])
@@ -422,7 +422,7 @@ def test_what_would_have_no_effect_is_refused(refused, adapter):
     ):  # fmt: skip
         refused("finetune", "run.toml", "--set", "model.adapter=mine", "--set", change, wanted=[beside + wanted])
     refused("finetune", "run.toml", "--set", "method.kind=peft:oft", "--set", "method.patterns={attention={r=3}}", "--set", 'method.also=["embeddings"]', "--set", "optimizer.kind=lora_pro",
-            wanted=["method.patterns says nothing to", "method.also says nothing to", "steps pairs of low-rank factors"])  # fmt: skip
+            wanted=["method.patterns has no effect with", "method.also has no effect with", "steps pairs of low-rank factors"])  # fmt: skip
     refused("evaluate", "-m", "toy", "-t", "fpb", "--data", "data", "--codec", "nf4_icq", "--set", "codec.criterion=act_mse", wanted=["encodes by calibration, which `finlora evaluate` does not do"])
 
 
@@ -525,7 +525,7 @@ def test_patterns_that_are_wrong(refused):
     patterns("{q_proj = {rank = 0}}", "method.patterns of `q_proj`: rank must be a whole number of at least 1")
     patterns("{q_proj = 4}", "method.patterns of `q_proj` must be a table of settings, got 4", "write {rank = 4}")
     patterns("{q_prj = {rank = 4}}", "method.patterns: the rule `q_prj` names no layer of toy", "q_proj")
-    patterns("{'re:([' = {rank = 4}}", "method.patterns: `re:([` is no regular expression")
+    patterns("{'re:([' = {rank = 4}}", "method.patterns: `re:([` is not a regular expression")
     patterns("{up_proj = {rank = 33}, mlp = {rank = 34}}", "method.patterns of `", ": rank = ", "is above the layer model.layers.0.mlp.")
     lines = refused(
         "finetune", "run.toml", "--set", "method.patterns={mlp = {rank = 4}, q_proj = {rnak = 1}}", "--set", "method.targets=attention",
@@ -539,7 +539,7 @@ def test_a_pattern_may_lower_the_rank_of_the_one_small_layer(home):
 
 
 def test_targets_that_are_no_regular_expression(refused):
-    refused("finetune", "run.toml", "--set", "method.targets=re:([", wanted=["method.targets: `re:([` is no regular expression"])
+    refused("finetune", "run.toml", "--set", "method.targets=re:([", wanted=["method.targets: `re:([` is not a regular expression"])
 
 
 def test_also_optimizer_and_calibration_that_are_not(refused):
@@ -602,9 +602,9 @@ def test_rows_that_do_not_ship(refused):
 
 
 def test_pretraining_from_nothing(refused, home):
-    refused("pretrain", "run.toml", "--set", "model.name=finlora/base", wanted=["model.config is empty", "data.text is empty"])
+    refused("pretrain", "run.toml", "--set", "model.name=finlora/base", wanted=["data.text is empty"])
     further = ("pretrain", "run.toml", "--set", "data.text=text.txt")  # the model that it names goes on
-    refused(*further, "--set", "structure.kind=lowrank", "--set", "method.kind=eva", wanted=["structure.kind says nothing", "begins from a calibration"])
+    refused(*further, "--set", "structure.kind=lowrank", "--set", "method.kind=eva", wanted=["structure.kind has no effect", "begins from a calibration"])
     refused(*further, "--set", "codec.kind=nf4", "--set", "method.kind=full", wanted=["trains the weights themselves"])
     shape = ("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="124m"}')
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.rank=800", wanted=["rank", "768"])
@@ -623,7 +623,7 @@ def test_pretraining_from_nothing(refused, home):
         refused(*shape[:-1], f'model.config={{family="gpt2", {config}}}', wanted=wanted)
     refused(*shape[:-1], 'model.config={family="llama", hidden_size=64, num_attention_heads=3}', wanted=["multiple of the number of attention heads"])
     refused(*shape, "--set", "data.row_tokens=2048", wanted=["data.row_tokens = 2048 is above the 1024 positions"])
-    refused(*shape, "--set", "data.workers=2", wanted=["data.workers says nothing without data.shards"])
+    refused(*shape, "--set", "data.workers=2", wanted=["data.workers has no effect without data.shards"])
     assert sum("structure" in line for line in refused(*shape, "--set", "structure.kind=lowrnk", "--set", "structure.keep=0.5", wanted=["did you mean `lowrank`"])) == 1
     refused("check", "run.toml", "--set", "method.alpha=inf", wanted=["method.alpha = inf"])
     (home / "text.txt").write_bytes(b"")

@@ -185,10 +185,36 @@ def test_tidy_keeps_the_newest_and_the_best(tmp_path):
     (tmp_path / ".step-00000003.aa.part").mkdir()
     (tmp_path / ".step-00000003.bb.old").mkdir()
     (tmp_path / "notes.txt").write_text("the user's own")
-    checkpoint.tidy(tmp_path, 2, {"step-00000003"})
+    checkpoint.tidy(tmp_path / "step-00000007", 2, {"step-00000003"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step-00000003", "step-00000006", "step-00000007"]
-    checkpoint.tidy(tmp_path, 1)
+    checkpoint.tidy(tmp_path / "step-00000007", 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step-00000007"]
+
+
+def test_tidy_spares_what_was_just_written_from_a_later_one_that_is_damaged(tmp_path):
+    for step in (2, 4):
+        checkpoint.save(tmp_path / f"step-{step:08d}", OTHER, {"step": step})
+    (tmp_path / "step-00000004" / "meta.json").write_text("{}")
+    assert checkpoint.latest(tmp_path).name == "step-00000002"
+    last = checkpoint.save(tmp_path / "step-00000003", OTHER, {"step": 3})
+    checkpoint.tidy(last, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"] and checkpoint.latest(tmp_path) == last
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path, monkeypatch):
+    """The process dies between the two renames of `atomic_folder`."""
+    mine = tmp_path / "mine"
+    checkpoint.save(mine, OTHER, {"step": 1})
+    (mine / "deep.er").mkdir()
+    real = os.rename
+    monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: real(a, b) if b != mine else os._exit(9))
+    if not (child := os.fork()):
+        checkpoint.save(mine, OTHER, {"step": 2})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    monkeypatch.undo()
+    assert not mine.exists()
+    checkpoint.clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"] and checkpoint.load(mine)[1] == {"step": 1} and (mine / "deep.er").is_dir()
 
 
 # -- no pickle -------------------------------------------------------------------------------------------------------

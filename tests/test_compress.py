@@ -300,8 +300,8 @@ def test_refusals_are_one_line_and_leave_nothing_behind(base, text, tmp_path):
     refused("^ridge must be a number", options={"ridge": -1})
     refused("^options.ridge = nan is out of range", options={"ridge": math.nan})
     refused("^targets: `conv` matches no linear", targets="conv")
-    refused("^alpha says nothing to allocation = uniform", alpha=0.3)
-    refused("^alphas says nothing to allocation = loss", alphas=(0.3,), allocation="loss")
+    refused("^alpha has no effect with allocation = uniform", alpha=0.3)
+    refused("^alphas has no effect with allocation = loss", alphas=(0.3,), allocation="loss")
 
 
 def test_a_folder_that_is_not_free(base, text, tmp_path):

@@ -230,7 +230,7 @@ def test_command_line(folders, tmp_path, capsys, monkeypatch):
     assert main(["export", "peft", "adapter", "-o", "peft", "--rank", "2", "--device", "cpu"]) == 0
     for argv, said in (
         (["export", "gguf", "adapter", "-o", "x"], "no form named `gguf`"),
-        (["export", "peft", "adapter", "-o", "x", "--dtype", "float16"], "--dtype says nothing to `export peft`"),
+        (["export", "peft", "adapter", "-o", "x", "--dtype", "float16"], "--dtype has no effect on `export peft`"),
         (["export", "peft", "adapter", "-o", "x", "--rank", "0"], "--rank must be at least 1"),
         (["export", "merged", "adapter", "-o", "x", "--shard-size", "lots"], "--shard-size must be a number and KB, MB or GB"),
         (["export", "merged", "adapter", "-o", "x", "--dtype", "int8"], "--dtype must be one of"),

@@ -14,12 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from finlora import parallel, restructure
 from finlora.errors import FinloraError
@@ -160,6 +162,7 @@ def main(which: str, folder: Path) -> None:
             out["relay"] = relay(tokenizer, team, folder)
             out["everywhere"] = [team.tell(lambda: 7), team.ahead(lambda: team.rank)]
             out["told"] = said(lambda: team.tell(fails))
+            out["waited"] = waited(team)
         (folder / f"{which}-{team.rank}.json").write_text(json.dumps(out))
         if which == "two" and team.rank == 1:
             raise FinloraError("this process has had enough", "start another")
@@ -182,6 +185,15 @@ def dying(marker: Path, team: Any) -> Any:
 
 def fails() -> None:
     raise FinloraError("no", "because")
+
+
+def waited(team: Any) -> bool:
+    """Whether no process stands in a collective, which has a limit of time, before the first one's work is done."""
+    entered, real = [], dist.broadcast_object_list
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dist, "broadcast_object_list", lambda *a, **k: (entered.append(time.monotonic()), real(*a, **k)))
+        ended = team.tell(lambda: (time.sleep(0.3), time.monotonic())[1])
+    return entered[0] >= ended
 
 
 def said(work: Any) -> str:
@@ -363,7 +375,7 @@ def test_a_checkpoint_goes_from_any_spread_to_any_other(two, one, tokenizer):
 
 def test_what_the_first_process_says(two):
     for rank, told_by in enumerate(two[1]):
-        assert told_by["everywhere"] == [7, rank] and told_by["told"] == "no"
+        assert told_by["everywhere"] == [7, rank] and told_by["told"] == "no" and told_by["waited"]
 
 
 def test_a_failure_ends_all(two):

@@ -117,7 +117,7 @@ def test_what_records_cannot_have_is_said(name, why):
             ask([rec(1), rec(2)])
     with pytest.raises(FinloraError, match="no macro_f1.*gold of `1` is a list"):
         score.macro_f1([rec(1, [["PER", "x"]], [["PER", "x"]])])
-    with pytest.raises(FinloraError, match="no token_f1.*gold of `1` is no text"):
+    with pytest.raises(FinloraError, match="no token_f1.*gold of `1` is not text"):
         all_of("token_f1", [rec(1, {"a": 1}, "x")])
 
 

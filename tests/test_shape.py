@@ -24,7 +24,7 @@ LONGEST = 500
 
 # Imports point down this list only; a member of a layer may import its own layer, except among verbs.
 LAYERS = {
-    "values": {"errors", "registry", "fields", "sections", "spec", "receipt"},
+    "values": {"errors", "registry", "fields", "sections", "spec", "receipt", "locks"},
     "mathematics": {"seam", "linear", "structured", "optimizers", "codecs", "structures", "methods", "decompose", "loss"},
     "words": {"text", "tasks", "score", "seeds", "data", "rows", "floors", "figures", "corpus", "tokenizer", "xbrl", "numbers", "programs", "shots", "own_tasks", "conll", "hub", "shards"},
     "bodies": {

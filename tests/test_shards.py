@@ -197,7 +197,8 @@ def test_pieces_are_those_of_pretraining_from_memory(text, tokenizer, tmp_path, 
     tokenise([str(text)], tokenizer, tmp_path / "out", validation=split, unit_bytes=4000)
     held, train = memory._split(list(corpus.documents([str(text)])), split)
     for shards, documents in zip(open_shards(tmp_path / "out", 24, tokenizer=tokenizer), (train, held)):
-        wanted = memory._pieces(documents, tokenizer, 24, 0)
+        taken, wanted = memory._pieces(documents, tokenizer, 24, 0)
+        assert taken == len(documents)
         assert [(p.ids, p.weights) for p in shards] == [(p.ids, p.weights) for p in wanted]
         assert shards.documents == len(documents) and shards.predictions == sum(len(p.ids) - 1 for p in wanted)
         assert sum(shards.bytes.values()) == sum(len(d.text.encode()) for d in documents) and set(shards.bytes) <= {"news", "filing"}
@@ -234,7 +235,32 @@ def test_a_long_document_is_tokenised_in_slices_that_change_nothing(raw, monkeyp
     several = words.slices(whole)
     assert "".join(several) == whole and max(map(len, several)) <= 500 and len(several) > 10
     assert [i for ids in encode(several) for i in ids] == list(encode([whole])[0])
-    assert "".join(words.slices("x" * 1234)) == "x" * 1234
+    for odd in ("x" * 1234, "x" * 500 + " ", "x" * 499 + " y"):
+        assert "".join(words.slices(odd)) == odd
+
+
+def test_plain_texts_of_one_name_are_documents_of_their_own(tmp_path, raw):
+    for k in range(40):
+        (tmp_path / "filings" / str(k)).mkdir(parents=True)
+        (tmp_path / "filings" / str(k) / "full.txt").write_text(SENTENCES[k % len(SENTENCES)] * 3, encoding="utf-8")
+    found = list(corpus.documents([str(tmp_path / "filings")]))
+    assert sorted(d.id for d in found) == sorted(f"{k}/full.txt" for k in range(40))
+    counts = tokenise([str(tmp_path / "filings")], raw, tmp_path / "out", validation=0.3)["counts"]
+    assert counts["validation"]["documents"] == len(memory._split(found, 0.3)[0]) and 3 < counts["validation"]["documents"] < 25
+
+
+def test_a_folder_of_shards_may_lie_among_its_texts(text, raw, tmp_path):
+    (text / ".cache").mkdir()
+    (text / ".cache" / "hidden.jsonl").write_text("no JSON", encoding="utf-8")
+    tokenise([str(text)], raw, text / "tokens")
+    assert tokenise([str(text)], raw, text / "tokens")["run"]["reused"]
+
+
+def test_shards_that_are_replaced_under_a_reader_are_noticed(text, raw, tmp_path):
+    tokenise([str(text)], raw, tmp_path / "out")
+    train, _ = open_shards(tmp_path / "out", 16)
+    tokenise([str(text / "a.jsonl")], raw, tmp_path / "out", overwrite=True)
+    refused(lambda: train[0], "was replaced while it was read")
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])
@@ -494,7 +520,7 @@ def test_a_broken_folder_of_shards(text, raw, tmp_path):
     refused(lambda: open_shards(out, 0), "row_tokens is 0")
     refused(lambda: open_shards(out, 16, weights={"x": 1.0}), "no source named `x`")
     refused(lambda: open_shards(out, 16, weights={str(text): 0.0}), "weight")
-    refused(lambda: open_shards(text, 16), "no folder of shards")
+    refused(lambda: open_shards(text, 16), "not a folder of shards")
     refused(lambda: open_shards(out, 16, tokenizer=train_tokenizer(SENTENCES * 3, 320)), "another tokenizer")
     file = out / "00000.train.tokens"
     whole = file.read_bytes()
@@ -537,6 +563,7 @@ def test_weights_say_how_often_a_source_counts(text, raw, tmp_path):
     assert len(train) == 2 * n + n // 2 + m // 4 and len(held) == len(held_a) + len(held_b)
     first, second = [p.ids for p in one], [p.ids for p in two]
     assert ids[:n] == ids[n : 2 * n] == first and ids[2 * n : 2 * n + n // 2] == first[1::2] and ids[2 * n + n // 2 :] == second[3::4]
+    refused(lambda: open_shards(tmp_path / "out", 20, weights={a: 0.0004}), "0.0004", "from 0.001 to 1000")
     even, _ = open_shards(tmp_path / "out", 20, weights={a: 1.0, b: 1.0})
     assert [p.ids for p in even] == first + second
 
@@ -548,6 +575,7 @@ def test_thinned_pieces_are_evenly_spread(text, raw, tmp_path):
     assert len(few) == len(list(few)) == 7 and few[6] == train[-1]
     at = [next(k for k, p in enumerate(train) if p.id == q.id) for q in few]
     assert max(np.diff(at)) - min(np.diff(at)) <= 1
+    assert few[1::2] == [few[1], few[3], few[5]] and few[:1] == [few[0]]
     assert thinned(train, 0) is thinned(train, 10**9) is train
 
 

@@ -229,7 +229,7 @@ def test_a_rule_for_what_a_shorter_grid_lacks_is_told(file, capsys):
 def test_options_that_say_nothing_are_refused(file, home, capsys):
     for words, option in ((["plan", "--launcher", "ray"], "--launcher"), (["run", "--probe", "all"], "--probe"), (["run", "--reference", "dora"], "--reference"), (["report", "--jobs", "2"], "--jobs"), (["report", "--set", "train.lr=1"], "--set")):
         assert main(["study", words[0], "study.toml", *words[1:]]) == 2
-        assert f"{option} says nothing to `study {words[0]}`" in capsys.readouterr().err
+        assert f"{option} has no effect on `study {words[0]}`" in capsys.readouterr().err
 
 
 def test_a_report_needs_its_methods_and_keeps_what_varied(file, inline, home):

@@ -292,4 +292,4 @@ def test_ray_that_is_missing_is_told(home, capsys, monkeypatch):
     (home / "study.toml").write_text(SMALL, encoding="utf-8")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["study", "run", "study.toml", "-o", "runs", "--launcher", "ray"]) == 2
-    assert "needs the package ray (hint: pip install 'finlora[ray]')" in capsys.readouterr().err
+    assert "needs the package ray (hint: pip install ray)" in capsys.readouterr().err

@@ -219,7 +219,7 @@ def read_config(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except ValueError as error:
             raise FinloraError(f"`{path}` is not JSON: {error}", "save the adapter again") from error
         if not isinstance(value, dict):
-            raise FinloraError(f"`{path}` is no JSON object", "save the adapter again")
+            raise FinloraError(f"`{path}` is not a JSON object", "save the adapter again")
         out.append(value)
     return out[0], out[1]
 
@@ -388,7 +388,7 @@ def _at(config: Any, key: str, fields: dict[str, Any], folder: Path) -> Any:
             try:
                 found = re.fullmatch(rf"(?:.*\.)?(?:{rule})", key)
             except re.error as error:
-                raise FinloraError(f"`{folder / 'adapter_config.json'}`: {pattern} `{rule}` is no regular expression ({error})", "mend the pattern") from error
+                raise FinloraError(f"`{folder / 'adapter_config.json'}`: {pattern} `{rule}` is not a regular expression ({error})", "fix the pattern") from error
             if found:
                 with _reading(folder / "adapter_config.json"):
                     changes[field] = type(getattr(config, field))(value)

@@ -69,7 +69,7 @@ def ask(example: Example, tokenizer: Any, template: str, room: int = 1 << 30, to
         labels = label_ids(example, tokenizer, template)
     for k, (label, ids) in enumerate(zip(example.labels, labels)):
         if len(ids) <= (skip[k] if skip else 0):
-            raise FinloraError(f"label {label!r} of example `{example.id}` has no tokens", "mend the label list")
+            raise FinloraError(f"label {label!r} of example `{example.id}` has no tokens", "fix the label list")
     if disjoint and not skip and any(a != b and b[: len(a)] == a for a in labels for b in labels):
         end = render(example, tokenizer, True, template, example.labels[0]).ids[-1]
         labels = [[*ids, end] for ids in labels]

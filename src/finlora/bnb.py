@@ -85,7 +85,7 @@ def _read4(take: Callable, prefix: str, name: str, weight: Tensor, state: dict[s
         raise FinloraError(f"{prefix}: the checkpoint lacks its absmax or quant_map", "fetch the model again")
     shape = tuple(int(n) for n in state["shape"])
     if len(shape) != 2:
-        raise FinloraError(f"{prefix}: a quantised weight of shape {shape} is no matrix", "only linear layers are served")
+        raise FinloraError(f"{prefix}: a quantised weight of shape {shape} is not a matrix", "only linear layers are served")
     blocks = -(-shape[0] * shape[1] // int(state["blocksize"]))
     codes = weight.contiguous().view(torch.uint8).reshape(-1)  # the storage may be declared as a wider type
     if codes.numel() != (shape[0] * shape[1] + 1) // 2 or absmax.numel() != blocks:

@@ -279,7 +279,7 @@ def _rules(rules: str | list[str], place: str, problems: list[FinloraError]) -> 
             re.compile(rule.removeprefix("re:") if rule.startswith("re:") else "")
         except re.error as error:
             problems.append(
-                FinloraError(f"{place}: `{rule}` is no regular expression ({error})", 'mend what follows "re:"')
+                FinloraError(f"{place}: `{rule}` is not a regular expression ({error})", 'fix what follows "re:"')
             )
     return len(problems) == before
 

@@ -9,8 +9,8 @@ from .spec import Spec, resolve
 
 
 def further(spec: Spec) -> bool:
-    """Whether the spec names a model to be trained further on text, in place of an architecture."""
-    return not spec.model.config and spec.model.name != type(spec.model)().name
+    """Whether a model is trained further on text: the one that is named, where no architecture is given."""
+    return not spec.model.config
 
 
 def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
@@ -19,13 +19,6 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
 
     if further(spec):
         _further(spec, problems)
-    elif not spec.model.config:
-        problems.append(
-            FinloraError(
-                "model.config is empty: pretraining needs an architecture",
-                'write config = {family = "gpt2", size = "124m"} or {family = "llama", hidden_size = 256, ...}; or name a folder to train further: model.name',
-            )
-        )
     given = spec.data.text or not (spec.data.shards and Path(spec.data.shards).expanduser().exists())
     for path in gathered(problems, lambda: files(spec.data.text)) or () if given else ():
         if not path.stat().st_size:
@@ -39,7 +32,7 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
     if not spec.data.shards:
         for key, usual in (("text_weights", {}), ("join", False), ("dedup", "none"), ("workers", 1)):
             if getattr(spec.data, key) != usual:
-                problems.append(FinloraError(f"data.{key} says nothing without data.shards", "name a folder for the tokens: data.shards"))
+                problems.append(FinloraError(f"data.{key} has no effect without data.shards", "name a folder for the tokens: data.shards"))
     tokenizer = Path(spec.model.tokenizer).expanduser()
     if spec.model.tokenizer not in ("", "train") and not (tokenizer / "tokenizer.json").is_file():
         problems.append(

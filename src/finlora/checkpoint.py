@@ -6,6 +6,7 @@ manifest holds the sha256 of each file, so that a torn or altered one is never r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = F
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for old in folder.parent.glob(f".{folder.name}.*.old"):
+            _put_back(old)
         temporary.mkdir()
         write(temporary)
         for file in [*temporary.rglob("*"), temporary]:
@@ -110,14 +113,34 @@ def latest(root: Path) -> Path | None:
     return None
 
 
-def tidy(root: Path, keep: int, spare: set[str] = frozenset()) -> None:
-    """Drop all but the newest `keep` checkpoints and those named in `spare`, and whatever a killed write left."""
-    root = Path(root)
-    for folder in sorted(root.glob("step-*"))[:-keep]:
-        if folder.name not in spare:
+def tidy(last: Path, keep: int, spare: set[str] = frozenset()) -> None:
+    """Beside the checkpoint `last`, just written, drop all but the newest `keep` and those named in `spare`, and whatever a killed write left.
+
+    Later ones go too: they were unsound, or the run would have gone on from there.
+    """
+    root = Path(last).parent
+    there = sorted(root.glob("step-*"))
+    kept = [folder for folder in there if folder.name <= last.name][-keep:]
+    for folder in there:
+        if folder not in kept and folder.name not in spare:
             shutil.rmtree(folder, ignore_errors=True)
+    clear(root)
+
+
+def clear(root: Path) -> None:
+    """Take away what killed writes have left in `root`; a folder that was just being replaced is put back."""
+    for old in root.glob(".*.old"):
+        _put_back(old)
     for leftover in [*root.glob(".*.part"), *root.glob(".*.old")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _put_back(old: Path) -> None:
+    """Give the folder its name back, if nothing has taken it: the process died between the two renames."""
+    name = old.parent / old.name[1:].rsplit(".", 2)[0]
+    if not name.exists():
+        with contextlib.suppress(OSError):
+            os.rename(old, name)
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -4,8 +4,9 @@ Documents are read in sorted order of their files, so that the same folder gives
 packed (.gz, .zst).  Nothing is held but the document at hand: `read` walks a stretch of a file (a `Span`), and `spans` cuts
 a file into stretches that can be read side by side and give, one after another, what the whole file gives.
 
-A plain text file is one document.  One of more than PART bytes comes as several (`part` counts them, `last` marks the
-end), cut behind a line's end, all with the file's name as id: what is held out by id is held out whole.
+A plain text file is one document, and its id the file's path within the folder that was named (or the file's name).  One of
+more than PART bytes comes as several (`part` counts them, `last` marks the end), cut behind a line's end, all with one id:
+what is held out by id is held out whole.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Span:
 
     start, stop: bytes of an unpacked text file, row groups of a Parquet file; stop None: to the end.
     first: number of its first line or row (from 1) or part (from 0).  size: its bytes on disk, roughly.
+    name: id of a plain text; empty: the file's name.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Span:
     stop: int | None = None
     first: int = 0
     size: int = 0
+    name: str = ""
 
 
 def documents(paths: Sequence[str], sources: Sequence[str] = (), exclude: Sequence[str] = ()) -> Iterator[Document]:
@@ -61,16 +64,17 @@ def documents(paths: Sequence[str], sources: Sequence[str] = (), exclude: Sequen
 
     Raises: FinloraError for a missing path, an empty or non-UTF-8 file, a broken line (file:line named).
     """
-    for file in files(paths):
+    files(paths)  # says what is missing before anything is read
+    for file, name in ((file, within(file, path)) for path in paths for file in files([path])):
         if not file.stat().st_size:
             raise FinloraError(f"data.text: `{file}` is empty", "remove it or give another file")
-        for document in read(Span(str(file))):
+        for document in read(Span(str(file), name=name)):
             if (not sources or document.source in sources) and document.source not in exclude:
                 yield document
 
 
 def files(paths: Sequence[str]) -> list[Path]:
-    """The files that `paths` name, folders expanded, sorted.
+    """The files that `paths` name, folders expanded (less what is hidden in them), sorted.
 
     Raises: FinloraError for a path that is not there, a folder without a file of a known ending, or no path at all.
     """
@@ -78,7 +82,7 @@ def files(paths: Sequence[str]) -> list[Path]:
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS) and p.is_file())
+            found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS) and p.is_file() and not _hidden(p, path))
             if not found:
                 raise FinloraError(
                     f"data.text: folder `{name}` holds no .jsonl, .txt, .parquet or .arrow file", "name the folder of your documents"
@@ -93,22 +97,34 @@ def files(paths: Sequence[str]) -> list[Path]:
     return out
 
 
-def spans(file: Path, most: int) -> list[Span]:
-    """The file as stretches of about `most` bytes, cut at line ends, parts or row groups.
+def within(file: Path, path: str) -> str:
+    """The file's path within the folder `path`; its name where it was named itself."""
+    folder = Path(path).expanduser().absolute()
+    return file.absolute().relative_to(folder).as_posix() if folder.is_dir() else file.name
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    """Whether the file lies in the folder under a name with a dot before it: what programs keep for themselves."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def spans(file: Path, most: int, name: str = "") -> list[Span]:
+    """The file as stretches of about `most` bytes, cut at line ends, parts or row groups.  name: as of a Span.
 
     A packed or an Arrow file is one stretch: neither can be entered in its middle.
     Raises: FinloraError for an empty file, or a Parquet file that cannot be read.
     """
-    size = file.stat().st_size
+    with _whole(file):
+        size = file.stat().st_size
     if not size:
         raise FinloraError(f"data.text: `{file}` is empty", "remove it or give another file")
     kind, packed, _ = _kind(file)
     if packed or kind == ".arrow" or (size <= most and kind != ".parquet"):
-        return [Span(str(file), size=size)]
+        return [Span(str(file), size=size, name=name)]
     with _whole(file):
         cuts = list({".parquet": _row_groups, ".jsonl": _line_ends, ".txt": _part_ends}[kind](file, most))
     return [
-        Span(str(file), start, stop, first, size * (stop - start) // max(cuts[-1][0], 1))
+        Span(str(file), start, stop, first, size * (stop - start) // max(cuts[-1][0], 1), name)
         for (start, first), (stop, _) in zip(cuts, cuts[1:])
     ]
 
@@ -135,14 +151,14 @@ def row_document(row: Any, number: int, stem: str, place: str) -> Document:
     Raises: FinloraError naming the place for what is no object with a string `text` that UTF-8 can hold.
     """
     if not isinstance(row, dict) or "text" not in row:
-        raise FinloraError(f"{place} is not a JSON object with a `text` field", "mend or remove the line")
+        raise FinloraError(f"{place} is not a JSON object with a `text` field", "fix or remove the line")
     text, id, source = row["text"], row.get("id"), row.get("source")
     if not isinstance(text, str):
-        raise FinloraError(f"{place}: `text` is {'null' if text is None else type(text).__name__}, not a string", "mend or remove the line")
+        raise FinloraError(f"{place}: `text` is {'null' if text is None else type(text).__name__}, not a string", "fix or remove the line")
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError:
-        raise FinloraError(f"{place}: `text` holds half of a surrogate pair, which is no character", "mend or remove the line") from None
+        raise FinloraError(f"{place}: `text` holds half of a surrogate pair, which is no character", "fix or remove the line") from None
     return Document(str(number if id is None else id), str(stem if source is None else source), text)
 
 
@@ -184,7 +200,7 @@ def _jsonl(file: Path, span: Span) -> Iterator[tuple[int, Any]]:
                 except UnicodeDecodeError as error:
                     raise FinloraError(f"{file}:{number} is not UTF-8 ({error.reason})", "save the file as UTF-8") from error
                 except (ValueError, RecursionError) as error:
-                    raise FinloraError(f"{file}:{number} is not a JSON object with a `text` field", "mend or remove the line") from error
+                    raise FinloraError(f"{file}:{number} is not a JSON object with a `text` field", "fix or remove the line") from error
                 yield number, row
             number += 1
 
@@ -203,7 +219,7 @@ def _plain(file: Path, span: Span, stem: str) -> Iterator[Document]:
                 text = (data.removeprefix(codecs.BOM_UTF8) if not at else data).decode("utf-8")
             except UnicodeDecodeError as error:
                 raise FinloraError(f"{file} is not UTF-8 (byte {at + error.start})", "save the file as UTF-8") from error
-            yield Document(file.name, stem, text.replace("\r\n", "\n").replace("\r", "\n"), number, last)
+            yield Document(span.name or file.name, stem, text.replace("\r\n", "\n").replace("\r", "\n"), number, last)
             if last:
                 return
             at, number = at + len(data), number + 1

@@ -336,7 +336,7 @@ def _grading(spec: specs.Spec, name: str) -> Check:
     wrong = [e for e in examples if mark(e, e.answer) != 1.0]
     if wrong:
         e = wrong[0]
-        return Check(label, False, f"{len(wrong)} of {len(examples)} gold answers are marked wrong; the first is `{e.id}`, gold `{e.gold}`, answer `{e.answer}`", "a perfect model would not score 100%: mend the rows or the task's `read` and `mark`")  # fmt: skip
+        return Check(label, False, f"{len(wrong)} of {len(examples)} gold answers are marked wrong; the first is `{e.id}`, gold `{e.gold}`, answer `{e.answer}`", "a perfect model would not score 100%: fix the rows or the task's `read` and `mark`")  # fmt: skip
     n, rng, total = len(examples), random.Random(0), 0.0
     answers = [e.answer for e in examples]
     for _ in range(SHUFFLES):

@@ -1,6 +1,6 @@
 """Errors meant for the user: one line that names the value, the place and the remedy.
 
-`FinloraError` is what a user can mend; the command line prints it without a traceback and exits with status 2.
+`FinloraError` is what a user can fix; the command line prints it without a traceback and exits with status 2.
 Our own mistakes stay `assert`s and keep their traceback.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FinloraError(Exception):
-    """A problem the user can mend.
+    """A problem the user can fix.
 
     message: names the value and the place. hint: the remedy, shown after the message.
     """

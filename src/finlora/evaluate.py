@@ -20,6 +20,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -119,36 +120,36 @@ def run(
         progress.note(f"note: {line}")
     text = spec.evaluate.text if spec is not None else text
     perplexity.texts(text)  # a file that is missing or broken should not cost a grading
-    folder = None if spec is None else runs.begin(spec)[0]
-    if spec is not None:
-        e = spec.evaluate
-        tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split
-        ways, limit, max_new, batch_tokens, shots, think = e.ways, e.limit, e.max_new, e.batch_tokens, e.shots, e.think
-        template, too_long = spec.data.template, spec.data.too_long
-    meter = measure.meter(model.device)
-    told = results(
-        model, tasks, dir=dir, split=split, ways=ways, limit=limit, max_new=max_new, batch_tokens=batch_tokens, template=template,
-        too_long=too_long, folder=folder, shots=shots, think=think, seed=spec.run.seed if spec is not None else 0,
-        online=spec.model.online if spec is not None else online, encoder=spec.evaluate.encoder if spec is not None else "", train_floors=train_floors, progress=progress,
-    )  # fmt: skip
-    heard = perplexity.measured(model, text, batch_tokens, progress)
-    settings = specs.as_dict(spec) if spec is not None else {}
-    sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
-    about = describe(model)
-    sheet.update(
-        model=about,
-        method=about["method"],
-        codec=about["codec"],
-        data=[{"task": name, "split": split, "rows": found["n"], "sha256": found["data_sha256"]} for name, found in told.items()],
-        template=choose_template(model.tokenizer, template),
-        cost=meter.read(),
-        results=told,
-    )
-    if heard:  # beside the results, all of which are of tasks
-        sheet["text"] = heard
-    if folder is not None:
-        receipt.write(folder / "receipt.json", sheet)
-    return receipt.plain(sheet)
+    with nullcontext((None, None)) if spec is None else runs.begun(spec) as (folder, _):
+        if spec is not None:
+            e = spec.evaluate
+            tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split
+            ways, limit, max_new, batch_tokens, shots, think = e.ways, e.limit, e.max_new, e.batch_tokens, e.shots, e.think
+            template, too_long = spec.data.template, spec.data.too_long
+        meter = measure.meter(model.device)
+        told = results(
+            model, tasks, dir=dir, split=split, ways=ways, limit=limit, max_new=max_new, batch_tokens=batch_tokens, template=template,
+            too_long=too_long, folder=folder, shots=shots, think=think, seed=spec.run.seed if spec is not None else 0,
+            online=spec.model.online if spec is not None else online, encoder=spec.evaluate.encoder if spec is not None else "", train_floors=train_floors, progress=progress,
+        )  # fmt: skip
+        heard = perplexity.measured(model, text, batch_tokens, progress)
+        settings = specs.as_dict(spec) if spec is not None else {}
+        sheet = receipt.new("evaluate", folder.name if folder else model.name, settings)
+        about = describe(model)
+        sheet.update(
+            model=about,
+            method=about["method"],
+            codec=about["codec"],
+            data=[{"task": name, "split": split, "rows": found["n"], "sha256": found["data_sha256"]} for name, found in told.items()],
+            template=choose_template(model.tokenizer, template),
+            cost=meter.read(),
+            results=told,
+        )
+        if heard:  # beside the results, all of which are of tasks
+            sheet["text"] = heard
+        if folder is not None:
+            receipt.write(folder / "receipt.json", sheet)
+        return receipt.plain(sheet)
 
 
 def results(

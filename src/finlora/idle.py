@@ -40,7 +40,7 @@ def idle(spec: Spec, verb: str, found: dict[str, tuple[int, int]], method: tuple
     if verb in ("finetune", "doctor") and is_baseline(spec.method.kind):
         for key in ("patterns", "also"):
             if getattr(spec.method, key):
-                out.append(FinloraError(f'method.{key} says nothing to method.kind = "{spec.method.kind}", which PEFT puts on its layers', f"leave it out, or choose a method of `finlora list methods`{'; PEFT has patterns of its own, such as rank_pattern' if key == 'patterns' else ''}"))
+                out.append(FinloraError(f'method.{key} has no effect with method.kind = "{spec.method.kind}", which PEFT puts on its layers', f"leave it out, or choose a method of `finlora list methods`{'; PEFT has patterns of its own, such as rank_pattern' if key == 'patterns' else ''}"))
     if method is not None and spec.model.adapter:
         out += _beside_adapter(spec, found, method)
     return out
@@ -75,8 +75,11 @@ def _unread(spec: Spec, verb: str) -> list[FinloraError]:
         for key, value in table.items():
             name = f"{section}.{key}"
             if (section in UNREAD.get(unread, ()) or name in UNREAD.get(unread, ())) and (key not in usual[section] or value != usual[section][key]):
+                if unread != verb and not {section, name} & {*UNREAD[verb]}:
+                    out.append(FinloraError(f"{name} has no effect where a model is trained further", "leave it out, or describe a new model in model.config"))
+                    continue
                 others = [f"`finlora {v}`" for v in ("finetune", "pretrain") if v != verb and not {section, name} & {*UNREAD[v]}]
-                out.append(FinloraError(f"{name} says nothing to `finlora {verb}`", f"leave it out; it is for {' and '.join(others)}"))
+                out.append(FinloraError(f"{name} has no effect on `finlora {verb}`", f"leave it out; it is for {' and '.join(others)}"))
     return out
 
 

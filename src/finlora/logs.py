@@ -64,7 +64,7 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise FinloraError("log.tensorboard is set but tensorboard is not installed", "pip install 'finlora[tensorboard]'") from error
+        raise FinloraError("log.tensorboard is set but tensorboard is not installed", "pip install tensorboard") from error
     return SummaryWriter(str(Path(folder) / "tensorboard"))
 
 
@@ -72,5 +72,5 @@ def _wandb(name: str) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise FinloraError("log.wandb is set but wandb is not installed", "pip install 'finlora[wandb]'") from error
+        raise FinloraError("log.wandb is set but wandb is not installed", "pip install wandb") from error
     return wandb.init(project="finlora", name=name)

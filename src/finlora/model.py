@@ -233,7 +233,7 @@ def _known(settings: dict[str, Any], known: set[str]) -> None:
         if key not in known:
             raise unknown("key", f"model.config.{key}", [f"model.config.{name}" for name in known])
         if isinstance(value, float) and not math.isfinite(value):
-            raise FinloraError(f"model.config.{key} = {value} is no number to build with", "give a finite one")
+            raise FinloraError(f"model.config.{key} = {value} is not a number to build with", "give a finite one")
         if type(value) is int and value < 1 and not key.endswith("_id"):
             raise FinloraError(f"model.config.{key} = {value} is out of range", "it must be at least 1")
 

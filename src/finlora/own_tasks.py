@@ -62,7 +62,7 @@ class Own:
     codes: dict[str, str] = field(default_factory=dict)
     cluster: tuple[str, ...] = setting((), "columns that rows which belong together share, such as a company; else the texts of the prompt")
     system: str = setting("", "what stands above every question")
-    metric: str = setting("", "the primary figure, a name of `finlora list metrics`")
+    metric: str = setting("", "the primary figure, such as accuracy, macro_f1 or numeric")
     max_new: int = setting(0, "tokens that a said answer needs; 0: as the run says", low=0, high=1 << 16)
     tolerance: float = setting(0.0, "share of the gold number by which an answer may miss it", low=0.0, below=1.0)
     licence: str = setting("", "the licence of the rows")
@@ -162,7 +162,7 @@ def _examples(own: Own, kind: str, parts: list[tuple[str, str]]) -> Callable[[Ma
             gold = answer = label_in(value, own.labels, place, own.codes)
         elif kind == "number":
             if isinstance(value, bool) or number_of(value) is None:
-                raise FinloraError(f"{place}: answer {value!r:.40} in column `{own.column}` is no number", "such as 12.5, $1,577.00 or 14%")
+                raise FinloraError(f"{place}: answer {value!r:.40} in column `{own.column}` is not a number", "such as 12.5, $1,577.00 or 14%")
             gold = answer = str(value).strip()
         else:
             gold = answer = " ".join(text_in(row, own.column, place).split())

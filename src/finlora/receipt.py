@@ -199,6 +199,16 @@ def _code() -> dict[str, Any]:
     return out
 
 
+def kept_loss(train: Mapping[str, Any], patience: int = 0) -> float | None:
+    """The validation loss, in the run's nats a token, of the weights that it kept; None where it looked at none.
+
+    train: a receipt's. patience: train.patience: with it a run goes back to its best look.
+    """
+    looks = train.get("val") or []
+    kept = [value for step, value in looks if not patience or step == train.get("best_step")]
+    return kept[-1] if kept else None
+
+
 def file_digest(path: str | Path) -> str:
     """sha256 of a file's bytes, in hex. Raises FinloraError naming the path."""
     try:

@@ -46,7 +46,7 @@ def read_rows(task: Task, split: str, dir: str | Path | None = None, limit: int 
     Raises: FinloraError for a folder or file that is missing, empty, broken, in another encoding, or out of the folder.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise FinloraError(f"limit is {limit!r}", "a whole number of rows from 1 on")
+        raise FinloraError(f"limit is {limit!r}", "give a whole number of rows, 1 or more")
     files, (start, stop) = find(task, split, dir)
     rows = list(islice((row for f in files for row in _read(f)), start, _end(start, stop, limit)))
     if not rows:

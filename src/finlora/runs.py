@@ -8,11 +8,14 @@ else of the user's, is never written to unless `run.overwrite` says so; and then
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import receipt
+from . import checkpoint, locks, receipt
 from . import spec as specs
 from .errors import FinloraError
 
@@ -23,7 +26,7 @@ BEGUN = {"spec.toml", "tokenizer"}  # all that a run which was refused on its wa
 def finished(spec: specs.Spec) -> dict[str, Any] | None:
     """The receipt of the run's folder if the same spec has finished there already, else None; nothing is written.
 
-    Raises: FinloraError as begin.
+    Raises: FinloraError as begun.
     """
     if (clash := refusal(spec)) is not None:
         raise clash
@@ -31,21 +34,34 @@ def finished(spec: specs.Spec) -> dict[str, Any] | None:
     return receipt.read(path) if path.exists() and not spec.run.overwrite else None
 
 
-def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
-    """(the run's folder, its receipt if the same spec has finished there already).
+@contextmanager
+def begun(spec: specs.Spec) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """(the run's folder, its receipt if the same spec has finished there already); no other process works there meanwhile.
 
-    Raises: FinloraError where the folder belongs to another run or holds something else.
+    Raises: FinloraError where the folder belongs to another run, holds something else, or another process is at work in it.
     """
     folder = Path(spec.run.out)
     clash = refusal(spec)
     if clash is not None:
         raise clash
-    if folder.exists() and spec.run.overwrite:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FinloraError(f"run.out: cannot make `{folder}`: {error.strerror or error}", "name another folder") from error
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.alone(folder))
+        except locks.Busy:
+            raise FinloraError(f"run.out: another process is at work in `{folder}`", "wait for it, or name another folder") from None
+        yield _begin(spec, folder)
+
+
+def _begin(spec: specs.Spec, folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    if spec.run.overwrite and not _restarted(spec, folder):
         for name in OURS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for leftover in [*folder.glob(".*.part"), *folder.glob(".*.old")]:  # of a write that was killed
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    checkpoint.clear(folder)
     if (folder / "receipt.json").exists():
         return folder, receipt.read(folder / "receipt.json")
     if (folder / "spec.toml").exists() and not _same(folder, spec):
@@ -53,6 +69,11 @@ def begin(spec: specs.Spec) -> tuple[Path, dict[str, Any] | None]:
     receipt.write_text(folder / "spec.toml", specs.dump(spec))
     receipt.code()
     return folder, None
+
+
+def _restarted(spec: specs.Spec, folder: Path) -> bool:
+    """Whether torchrun has started this very run again: what it overwrites it has overwritten then."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and _same(folder, spec)
 
 
 def _same(folder: Path, spec: specs.Spec) -> bool:

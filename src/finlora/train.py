@@ -14,6 +14,7 @@ The same loop runs on several processes: what one of them cannot answer by itsel
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import signal
 import threading
@@ -112,6 +113,7 @@ class Progress:
     rewarm: int = 0  # steps over which their rate warms up again
     val: list[list[float]] = field(default_factory=list)
     stopped: str = ""
+    data: str = ""  # which examples it trains on
 
 
 def fit(
@@ -135,8 +137,8 @@ def fit(
     to watch. optimizer: its record and settings; None is adamw. A checkpoint found in the folder is resumed from.
     team: of processes that all call this with the same arguments, and all end with the same model; the first one alone
     writes. A checkpoint may be of another number of processes. order: which examples a step takes, as data.members, its default.
-    Raises: FinloraError when the loss is not finite or explodes (the last good checkpoint is kept); Interrupted on
-    Ctrl-C, after saving.
+    Raises: FinloraError when the loss is not finite or explodes (the last good checkpoint is kept), or a checkpoint is of
+    other examples; Interrupted on Ctrl-C, after saving.
     """
     if not train:
         raise FinloraError("there are no training examples", "check data.tasks, data.dir and data.max_train")
@@ -150,12 +152,13 @@ def fit(
     def cut(tokens: Sequence[Tokens]) -> list[Batch]:
         return batches_of(tokens, row_tokens, settings.micro_rows, given.compiled is not None, given.max_tokens)
 
-    spread = team.spread(model, settings, row_tokens=row_tokens, cut=cut, same=(len(train), len(validation), total, seed, train[0], train[len(train) - 1]))
+    data = _fingerprint(train)
+    spread = team.spread(model, settings, row_tokens=row_tokens, cut=cut, same=(data, len(validation), total, seed))
     model = spread.model
     torch.manual_seed(spread.seed(seed))  # dropout's draws; a checkpoint brings its own state
     stepper = spread.optimizer(settings, optimizer)
     root = None if folder is None else folder / "checkpoints"
-    at = _resume(stepper, root, spread) if root is not None else Progress()
+    at = _resume(stepper, root, spread, data) if root is not None else Progress(data=data)
     logs, progress = (logs or Logs(folder), progress) if spread.writes else (Logs(None), None)
     logs.rewind(at.step)
     look = settings.validate_every or max(1, math.ceil(len(train) / settings.batch))
@@ -230,6 +233,15 @@ def fit(
     }
 
 
+def _fingerprint(train: Sequence[Tokens]) -> str:
+    """Of the examples: how many they are, and 64 of them from the first to the last."""
+    h, n = hashlib.sha256(str(len(train)).encode()), min(len(train), 64)
+    for k in range(n):
+        one = train[k * (len(train) - 1) // max(n - 1, 1)]
+        h.update(repr((one.ids, one.weights)).encode())
+    return h.hexdigest()[:16]
+
+
 def _look(value: float, settings: Any, at: Progress, logs: Logs, progress: Any) -> None:
     """Note a validation loss, and whether to go on."""
     at.val.append([at.step, value])
@@ -283,8 +295,8 @@ def _save(optimizer: torch.optim.Optimizer, root: Path, at: Progress, settings: 
     tensors.update({group: named for group, named in (("frozen", kept), ("stored", stored), ("begun", begun)) if named})
     tensors = spread.gathered(tensors)
     if spread.writes:
-        checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
-        checkpoint.tidy(root, settings.keep, {f"step-{at.best_step:08d}"})
+        last = checkpoint.save(root / f"step-{at.step:08d}", tensors, vars(at))
+        checkpoint.tidy(last, settings.keep, {f"step-{at.best_step:08d}"})
 
 
 def _changing(model: Model) -> dict[str, Linear]:
@@ -332,12 +344,14 @@ def _edits(linear: Linear) -> bool:
     return linear.how[ADAPTER][0].refresh is not None and EDIT[0] in linear.adapters[ADAPTER]
 
 
-def _resume(optimizer: torch.optim.Optimizer, root: Path, spread: Alone) -> Progress:
+def _resume(optimizer: torch.optim.Optimizer, root: Path, spread: Alone, data: str) -> Progress:
     folder = spread.agreed(checkpoint.latest(root) if spread.writes else None)
     if folder is None:
-        return Progress()
+        return Progress(data=data)
     model = spread.model
     tensors, meta = checkpoint.load(folder)
+    if meta.setdefault("data", data) != data:
+        raise FinloraError(f"the checkpoints in `{root}` are of other training data", "bring that back, name another folder, or set run.overwrite = true to start afresh")
     tensors = spread.local(tensors)
     _put(model, tensors)
     optim.load_state(optimizer, tensors["optimizer"])

@@ -8,7 +8,9 @@ This file composes; it holds no loop and no method of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,13 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
     A run that was cut off goes on from its last checkpoint; one that has finished returns its receipt.
     Raises: FinloraError, with nothing of the user's written over.
     """
+    if (several := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+        raise FinloraError(f"finetune works in one process, and WORLD_SIZE is {several}", "start it without torchrun")
+    with ExitStack() as held_open:
+        return _finetune(spec, progress, grade, held_open)
+
+
+def _finetune(spec: specs.Spec, progress: Any, grade: bool, held_open: ExitStack) -> dict[str, Any]:
     from . import evaluate
     from .check import advice, require
 
@@ -67,7 +76,7 @@ def finetune(spec: specs.Spec, progress: Any = None, grade: bool = True) -> dict
     train, held, told_data = words(spec, model)
     if progress:
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
-    folder, _ = runs.begin(spec)  # not before: a model or data that cannot be opened should leave no folder behind
+    folder, _ = held_open.enter_context(runs.begun(spec))  # not before: a model or data that cannot be opened should leave no folder behind
     resumed = checkpoint.latest(folder / "checkpoints") is not None  # the joules of what ran before are not known
     meter = measure.meter(model.device)
     told = fit(

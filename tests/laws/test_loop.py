@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from finlora import checkpoint, optim, train
+from finlora import checkpoint, optim, receipt, train
 from finlora.data import collate
 from finlora.errors import FinloraError
 from finlora.methods.dora import DoRA
@@ -378,6 +378,21 @@ def test_early_stop_restores_the_best(run, undisturbed, tmp_path, watched):
     assert same(tensors(model), best["trainable"])
     again, told_again = run(tmp_path, settings=settings)  # asked once more: the same answer
     assert same(tensors(again), best["trainable"]) and timeless(told_again) == timeless(told)
+
+
+def test_the_loss_told_is_that_of_the_weights_kept():
+    looks = {"val": [[2, 1.0], [4, 0.5], [6, 0.9]], "best_step": 4}
+    assert receipt.kept_loss(looks) == 0.9 and receipt.kept_loss(looks, patience=2) == 0.5
+    assert receipt.kept_loss({"val": []}) is None and receipt.kept_loss({}) is None
+
+
+def test_other_examples_are_not_gone_on_with(run, make_model, examples, tokenizer, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, progress=At(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    other = [render(e, tokenizer, True) for e in examples][::-1]
+    with pytest.raises(FinloraError, match="other training data"):
+        fit(run.fresh(), other[2:], SETTINGS, row_tokens=256, seed=5, folder=tmp_path)
+    run(tmp_path)
 
 
 def test_without_patience_the_last_is_kept(run, tmp_path, watched):

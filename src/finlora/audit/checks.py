@@ -121,7 +121,7 @@ def few_items(items: Sequence[Item], what: str) -> Iterator[Finding]:
     repeated = [i for group in by(items, lambda i: i.cluster).values() for i in group[1:]]
     yield found(
         "few-items", severity, what,
-        f"{len(items):,} rows are {len(clusters):,} independent items ({len(texts):,} different texts, {asks:,} ways of asking); an interval over rows is up to {narrow:.1f} times too narrow",
+        f"{len(items):,} rows are {len(clusters):,} independent items ({len(texts):,} different texts, {asks:,} phrasing{'s' if asks > 1 else ''}); an interval over rows is up to {narrow:.1f} times too narrow",
         repeated, "resample clusters, and state their number beside the rows", rows=len(items), clusters=len(clusters), texts=len(texts), asks=asks,
     )  # fmt: skip
 

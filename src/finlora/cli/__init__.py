@@ -37,9 +37,9 @@ from . import (
 
 ABOUT = """Efficient financial language models: low-rank adapters over quantised bases, measured honestly.
 
-New here? [bold]finlora quickstart[/bold] tunes and grades the embedded model in about a minute, with no network.
+New here? [bold]finlora quickstart[/bold] tunes and grades the embedded model in two or three minutes, with no network.
 """
-EPILOG = "A run is one TOML file. [bold]--set train.lr=1e-4[/bold] changes any of its values; [bold]finlora check run.toml[/bold] finds all its faults without running it."
+EPILOG = "A run is one TOML file. [bold]--set train.lr=1e-4[/bold] changes any of its values; [bold]finlora check run.toml[/bold] finds everything wrong with it without running it."
 START, RUN, LOOK = "Start here", "Train and grade", "Look closer"
 
 
@@ -68,7 +68,7 @@ def options(
     version: bool = typer.Option(
         False, "--version", help="Show the version and stop.", is_eager=True, callback=lambda on: _version(on)
     ),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may stand anywhere."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may appear anywhere on the line."),
 ) -> None:
     """Options of every command; `--debug` is taken out by `main` before they are read."""
     if ctx.invoked_subcommand is None:
@@ -83,7 +83,7 @@ for _module, _panel in (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0 done, 1 found wanting, 2 an error the user can mend, 130 interrupted."""
+    """Run one command line and return its exit status: 0 done, 1 found wanting, 2 an error the user can fix, 130 interrupted."""
     words = [*(sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     try:

@@ -18,7 +18,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="audit: the findings as JSON.")] = False,
     model: shared.ModelName = None,
     adapter: shared.Adapter = None,
-    fresh: Annotated[str | None, typer.Option("--fresh", metavar="PATH", help="audit, with --model: texts of the test's kind that the model cannot have seen (.txt, or .jsonl with `text`).")] = None,
+    fresh: Annotated[str | None, typer.Option("--fresh", metavar="PATH", help="audit, with --model: texts of the test's kind that the model cannot have seen (.txt, or .jsonl with `text`); none by default.")] = None,
     online: shared.Online = False,
     accept: Annotated[bool, typer.Option("--accept-license", help="fetch: I may use data whose licence allows no commercial use.")] = False,
 ) -> int:
@@ -34,7 +34,7 @@ def command(
     serve = {"audit": ("--data", "--json", "--model", "--adapter", "--fresh"), "fetch": ("--accept-license",)}
     for option, value in given.items():
         if value and option not in serve[what]:
-            raise FinloraError(f"{option} says nothing to `data {what}`", f"leave it out; it belongs to `data {'audit' if what == 'fetch' else 'fetch'}`")
+            raise FinloraError(f"{option} has no effect on `data {what}`", f"leave it out; it belongs to `data {'audit' if what == 'fetch' else 'fetch'}`")
     if (fresh or adapter) and not model:
         raise FinloraError(f"{'--fresh' if fresh else '--adapter'} needs --model", "name the model that is asked")
     if what == "fetch":

@@ -15,13 +15,13 @@ def command(
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to write; it must not exist.")],
     dtype: Annotated[str, typer.Option("--dtype", help="auto (as the base's checkpoint), bfloat16, float16 or float32.")] = "auto",
     shard_size: Annotated[str, typer.Option("--shard-size", help="Largest file of weights: 500MB, 2GB ...")] = "2GB",
-    base: Annotated[str, typer.Option("--base", help="merged: into the dequantised weights it was trained over, or the original ones.")] = "dequantised",
-    rank: Annotated[int | None, typer.Option("--rank", help="peft: cut the adapter to this rank by SVD.")] = None,
+    base: Annotated[str, typer.Option("--base", help="merged: into the `dequantised` weights that it was trained over, or the `original` ones.")] = "dequantised",
+    rank: Annotated[int | None, typer.Option("--rank", help="peft: cut the adapter to this rank by SVD; exact by default.")] = None,
     codec: Annotated[str | None, typer.Option("--codec", metavar="KIND", help="bnb: nf4, nf4_dq, fp4 or int8; default: as trained.")] = None,
     data: shared.DataDir = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", help="lm-eval-pack: rows of each split; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="lm-eval-pack: the first rows of each split; all by default.")] = None,
     model: shared.ModelName = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:1.")] = "auto",
 ) -> None:
     """Write a tuned model in the form that another tool reads.
 
@@ -36,7 +36,7 @@ def command(
     default = {"dtype": "auto", "shard_size": "2GB", "base": "dequantised", "rank": None, "codec": None, "data": None, "limit": None}
     for key in given.keys() - forms[what]:
         if given[key] != default[key]:
-            raise FinloraError(f"--{key.replace('_', '-')} says nothing to `export {what}`", f"leave it out; it belongs to {', '.join(f for f in forms if key in forms[f])}")
+            raise FinloraError(f"--{key.replace('_', '-')} has no effect on `export {what}`", f"leave it out; it belongs to {', '.join(f for f in forms if key in forms[f])}")
     if what == "lm-eval-pack":
         from ..export.lm_eval_pack import lm_eval_pack
 

@@ -12,7 +12,7 @@ from . import shared
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished `finlora finetune`.")],
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Test examples of each task; 0 for all.")] = 200,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="The first so many test examples of each task; 0 for all.")] = 200,
     codec: Annotated[list[str] | None, typer.Option("--codec", help="Codecs to encode the merged weights with again; every lossy one by default. Repeatable.")] = None,
 ) -> None:
     """Measure what a tuned model loses when it is merged, encoded again, or exported: KL, top token, task accuracy.

@@ -20,7 +20,7 @@ def command(
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.", min=0)] = 0,
     online: shared.Online = False,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto (default), cpu, mps, cuda or cuda:1.")] = None,
 ) -> None:
     """Let a model write.
 

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A TOML file, or the folder of an earlier run.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the spec: --set method.rank=16. Repeatable.")]  # fmt: skip
-DataDir = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of data files: FinLoRA's context/target jsonl, or the hub's columns.")]  # fmt: skip
-Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", metavar="NAME", help="A task of `finlora list tasks`. Repeatable.")]  # fmt: skip
-Out = Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything written.")]
-ModelName = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="finlora/base, a local Hugging Face folder, or with --online a hub id.")]  # fmt: skip
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the spec (of a study: of its [base]): --set method.rank=16. Repeatable.")]  # fmt: skip
+DataDir = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of data files: FinLoRA's context/target jsonl, or the hub's columns; by default the sets that ship.")]  # fmt: skip
+Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", metavar="NAME", help="A task of `finlora list tasks`, or a TOML file of your own. Repeatable.")]  # fmt: skip
+Out = Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything written; by default one under runs/.")]
+ModelName = Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="finlora/base (default), a local Hugging Face folder, or with --online a hub id.")]  # fmt: skip
 Adapter = Annotated[
-    str | None, typer.Option("--adapter", "-a", metavar="DIR", help="Folder of a saved adapter (ours or PEFT's).")
+    str | None, typer.Option("--adapter", "-a", metavar="DIR", help="Folder of a saved adapter (ours or PEFT's); none by default.")
 ]
 Codec = Annotated[
-    str | None, typer.Option("--codec", metavar="KIND", help="How the base is kept: see `finlora list codecs`.")
+    str | None, typer.Option("--codec", metavar="KIND", help="How the base is kept: see `finlora list codecs`; by default as the adapter was trained, else none.")
 ]
 NAME = 28  # characters of a run's name in a table
 Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the hub.")]

@@ -26,13 +26,13 @@ def command(
     index: Annotated[int | None, typer.Argument(metavar="INDEX", help="cell: the number of the run in cells.json.")] = None,
     out: shared.Out = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in its own process; 1 by default.")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory for all runs together, such as 12GB: a run starts only when its expected peak fits.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory for all runs together, such as 12GB: a run starts only when its expected peak fits; no limit by default.")] = None,
     sets: shared.Sets = None,
     probe: Annotated[str | None, typer.Option("--probe", metavar="none|one|all", help="plan: measure a few steps here where no run has finished yet: of one cell (default), or of each method and codec.")] = None,
     launcher: Annotated[str | None, typer.Option("--launcher", metavar="local|slurm|ray", help="run: on this machine (default), as a Slurm array to submit, or on Ray.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="run --launcher slurm: a further option of sbatch, such as --sbatch=--partition=gpu. Repeatable.")] = None,
     address: Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help="run --launcher ray: the cluster's address, or auto; a new local one by default.")] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="report: the method that others are compared with; lora by default.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="report: the method or arm that others are compared with; lora by default, in a study of pretraining none.")] = None,
     show_text: Annotated[bool, typer.Option("--show-text", help="report: show the prompts of wrong answers also where their data do not ship with finlora; mind their licences.")] = False,
 ) -> None:
     """Run a grid of methods, codecs, tasks and seeds, and turn it into tables with paired intervals.
@@ -49,10 +49,10 @@ def command(
     }  # fmt: skip
     for option, value in given.items():
         if value and option not in STEPS[what]:
-            raise FinloraError(f"{option} says nothing to `study {what}`", f"leave it out; it belongs to {' and '.join(step for step in STEPS if option in STEPS[step])}")
+            raise FinloraError(f"{option} has no effect on `study {what}`", f"leave it out; it belongs to {' and '.join(step for step in STEPS if option in STEPS[step])}")
     for option, value, needed in (("--sbatch", sbatch, "slurm"), ("--address", address, "ray")):
         if value and launcher != needed:
-            raise FinloraError(f"{option} says nothing without --launcher {needed}", "leave it out")
+            raise FinloraError(f"{option} has no effect without --launcher {needed}", "leave it out")
     if (index is not None) != (what == "cell"):
         raise FinloraError(f"`study {what}` takes {'a number' if what == 'cell' else 'no number'}", "finlora study cell FOLDER INDEX")
     if what == "report":

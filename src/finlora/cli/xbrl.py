@@ -14,7 +14,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the task files go.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Which of tag, value, formula, calc; with commas.")] = "tag,value,formula,calc",
     seed: Annotated[int, typer.Option("--seed", help="What is drawn: facts, options, order, and which companies are the test.")] = 0,
-    packages: Annotated[Path | None, typer.Option("--packages", metavar="DIR", help="Taxonomies: package zips, or a cache laid out as https/xbrl.fasb.org/...")] = None,
+    packages: Annotated[Path | None, typer.Option("--packages", metavar="DIR", help="Taxonomies: package zips, or a cache laid out as https/xbrl.fasb.org/...; by default what the filings hold.")] = None,
     test_share: Annotated[float, typer.Option("--test-share", min=0.0, max=1.0, help="The share of companies in the test; 0 or 1 sends all to one side.")] = 0.3,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts shown in a prompt; fewer for a model of little context.")] = 24,
     per_filing: Annotated[int, typer.Option("--per-filing", min=1, help="Rows of a task from a filing, at most.")] = 100,

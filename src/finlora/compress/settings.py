@@ -57,4 +57,4 @@ class Compress:
                 raise FinloraError(f"alphas must be from 0 to 1, got {alpha:g}", "0 looks at losses alone, 1 at importance alone")
         for name, allocation in (("alpha", "loss"), ("alphas", "search")):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default and self.allocation != allocation:
-                raise FinloraError(f"{name} says nothing to allocation = {self.allocation}", f"set allocation = {allocation}, or leave it out")
+                raise FinloraError(f"{name} has no effect with allocation = {self.allocation}", f"set allocation = {allocation}, or leave it out")

@@ -74,12 +74,14 @@ def bubble(stages: int, microbatches: int, schedule: str) -> float:
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run, as one of them sees them. rank, size: its number among how many. local: its number on its machine."""
+    """The processes of a run, as one of them sees them. rank, size: its number among how many. local: its number on its machine.
+    store: of the process group, where they find out what has been done."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
     settings: Settings = field(default_factory=Settings)
+    store: Any = None
 
     @property
     def alone(self) -> bool:
@@ -96,8 +98,8 @@ class Team:
         return f"cuda:{self.local}" if not self.alone and name in ("auto", "cuda") and torch.cuda.is_available() else name
 
     def tell(self, work: Callable[[], Any]) -> Any:
-        """What `work()` gives in the first process, in all of them; the others wait for it, and fail where it fails."""
-        return work() if self.alone else wires.told(work if self.writes else None)
+        """What `work()` gives in the first process, in all of them; the others wait for it however long, and fail where it fails."""
+        return work() if self.alone else wires.told(work if self.writes else None, self.store)
 
     def ahead(self, work: Callable[[], Any]) -> Any:
         """`work()` in every process, in the first one before the others: they find made what it made."""
@@ -162,7 +164,7 @@ def mesh(settings: Settings | None = None, minutes: float = 30.0) -> Iterator[Te
         raise FinloraError(f"process {rank} of {size} did not reach the others: {first}", "check MASTER_ADDR and MASTER_PORT, and that all were started") from error
     whole = False
     try:
-        yield Team(rank, size, local, given)
+        yield Team(rank, size, local, given, store)
         whole = True
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):

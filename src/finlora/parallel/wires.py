@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch.distributed as dist
 from ..errors import FinloraError
 
 BUCKET = 1 << 25  # bytes of one message
+ASK = 0.05  # seconds between two looks at what the first process has done
+_TOLD = itertools.count()
 
 Named = dict[str, dict[str, torch.Tensor]]  # group -> name -> tensor
 
@@ -60,15 +64,24 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def told(work: Callable[[], Any] | None) -> Any:
-    """What `work()` gives in the first process, in all of them (`None` stands in the others); a FinloraError is told too."""
+def told(work: Callable[[], Any] | None, store: Any = None) -> Any:
+    """What `work()` gives in the first process, in all of them (`None` stands in the others); a FinloraError is told too.
+
+    store: what the others ask until the work is done, however long it takes: a collective gives up after the group's timeout.
+    """
     box: list[Any] = [None]
     failed: FinloraError | None = None
+    done = f"told {next(_TOLD)}"
     if work is not None:
         try:
             box = [(True, work())]
         except FinloraError as error:
             failed, box = error, [(False, (error.message, error.hint))]
+        finally:
+            if store is not None:
+                store.set(done, "yes")
+    while store is not None and not store.check([done]):
+        time.sleep(ASK)
     dist.broadcast_object_list(box, src=0)
     if failed is not None:
         raise failed

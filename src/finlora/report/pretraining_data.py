@@ -161,8 +161,8 @@ def _trained(each: Mapping[str, Any], sheet: Mapping[str, Any], size_keys: Seque
     model, train, spec, keys = sheet["model"], sheet["train"], sheet["spec"], each["keys"]
     structure = part(sheet, "structure")
     kind, optimizer = part(spec, "structure").get("kind") or structure.get("kind") or "", part(spec, "optimizer").get("kind") or ""
-    looks = train.get("val") or []
-    loss = looks[-1][1] if looks and looks[-1][1] is not None else math.nan
+    loss = receipt.kept_loss(train, part(spec, "train").get("patience") or 0)
+    loss = math.nan if loss is None else loss
     plain = {k: v for k, v in keys.items() if k in size_keys and not isinstance(v, dict)}
     return Trained(
         each["run"], _shown(plain) or f"{model['params_dense'] / 1e6:.3g}M", _shown({k: keys[k] for k in arm_keys}) or kind, keys.get(SEED, part(spec, "run").get("seed", 0)),

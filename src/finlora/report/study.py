@@ -121,6 +121,7 @@ def _cost(sheets: Sequence[Mapping[str, Any]], price: float | None) -> dict[str,
 
     seconds = mean("seconds")
     counters = {s["train"].get("joules_how") for s in sheets}
+    held = [receipt.kept_loss(s["train"], s["spec"].get("train", {}).get("patience", 0)) for s in sheets]
     return {
         "trainable": sheets[0]["model"]["trainable"],
         "bits_per_weight": sheets[0]["model"]["bits_per_weight"],
@@ -129,7 +130,7 @@ def _cost(sheets: Sequence[Mapping[str, Any]], price: float | None) -> dict[str,
         "dollars": seconds * price / 3600 if price and seconds is not None else None,
         "joules": mean("joules") if len(counters) == 1 else None,
         "joules_how": next(iter(counters)) if len(counters) == 1 else None,
-        "val_loss": sum(s["train"]["val"][-1][1] for s in sheets) / n if all(s["train"].get("val") for s in sheets) else math.nan,
+        "val_loss": math.nan if any(loss is None for loss in held) else sum(held) / n,
     }
 
 

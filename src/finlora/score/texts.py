@@ -99,7 +99,7 @@ def _no_text(records: Sequence[Record]) -> str:
         return isinstance(value, str | int | float) or isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
 
     odd = next((r for r in records if not fine(r.gold)), None)
-    return "" if odd is None else f"the gold of `{odd.id}` is no text"
+    return "" if odd is None else f"the gold of `{odd.id}` is not text"
 
 
 def _of_pairs(name: str, value: Callable[[str, str], float]) -> Metric:

@@ -10,6 +10,7 @@ token.  Where the text comes from is in words.py.  Under torchrun several proces
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,15 @@ def pretrain(spec: specs.Spec, progress: Any = None) -> dict[str, Any]:
     from ..check import require
 
     part = spec.parallel
-    with several.mesh(several.Settings(part.data, part.pipeline, part.schedule, part.microbatches)) as team:
+    with several.mesh(several.Settings(part.data, part.pipeline, part.schedule, part.microbatches)) as team, ExitStack() as held_open:
         require(spec, "pretrain")
-        return _pretrain(spec, progress if team.writes else None, team)
+        return _pretrain(spec, progress if team.writes else None, team, held_open)
 
 
-def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, Any]:
-    folder, finished = team.tell(lambda: runs.begin(spec))
+def _pretrain(spec: specs.Spec, progress: Any, team: several.Team, held_open: ExitStack) -> dict[str, Any]:
+    folder, finished = team.tell(lambda: held_open.enter_context(runs.begun(spec)))
     if finished is not None:
+        words.check_finished(spec, finished)
         return finished
     goes_on = further(spec)
     model = _opened(spec, team) if goes_on else None
@@ -56,7 +58,10 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
     if spec.train.compile:
         models.compile_body(model)
     if progress:
-        progress.note(f"{corpus.predictions:,} tokens to train on, {corpus.held_predictions:,} held out")
+        what = f"{model.name} is trained further by {spec.method.kind}" if goes_on else f"a new model of {restructure.trained_values(model):,} parameters ({spec.structure.kind})"
+        progress.note(f"{what}; {corpus.predictions:,} tokens to train on, {corpus.held_predictions:,} held out")
+        if spec.data.validation and not corpus.held:
+            progress.note(f"note: data.validation = {spec.data.validation:g} held no document out: there are too few")
     resumed = checkpoint.latest(folder / "checkpoints") is not None
     kept = _kept(model, spec) if team.alone else None
     meter = measure.meter(model.device)
@@ -67,7 +72,8 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team) -> dict[str, 
     )  # fmt: skip
     told.update({k: v for k, v in meter.read(joules=not resumed).items() if k != "seconds"})
     told.update(activation_bytes=kept, resumed=resumed)
-    told["val_bits_per_byte"] = corpus.bits_per_byte(told["val"][-1][1]) if told["val"] else None
+    loss = receipt.kept_loss(told, spec.train.patience)
+    told["val_bits_per_byte"] = None if loss is None else corpus.bits_per_byte(loss)
     return team.tell(lambda: _written(spec, model, folder, told, corpus, full))
 
 

@@ -81,10 +81,10 @@ def _in_memory(spec: specs.Spec, tokenizer: Any) -> Corpus:
     if not texts:
         raise _none()
     held, train = _split(texts, spec.data.validation)
-    train_pieces = _pieces(train, tokenizer, spec.data.row_tokens, spec.data.max_tokens)
-    val_pieces = _pieces(held, tokenizer, spec.data.row_tokens, 0)
+    taken, train_pieces = _pieces(train, tokenizer, spec.data.row_tokens, spec.data.max_tokens)
+    _, val_pieces = _pieces(held, tokenizer, spec.data.row_tokens, 0)
     n_train, n_held = (sum(len(t.ids) - 1 for t in cut) for cut in (train_pieces, val_pieces))
-    told = [_described("train", train, n_train), _described("validation", held, n_held)]
+    told = [_described("train", train[:taken], n_train), _described("validation", held, n_held)]
     return Corpus(train_pieces, val_pieces, told, n_train, n_held, sum(len(d.text.encode()) for d in held))
 
 
@@ -107,6 +107,14 @@ def _mapped(spec: specs.Spec, tokenizer: Any, progress: Any) -> Corpus:
     return Corpus(train, watched, told, train.predictions, held.predictions, sum(held.bytes.values()), order.members)
 
 
+def check_finished(spec: specs.Spec, sheet: dict[str, Any]) -> None:
+    """Raises: FinloraError where a finished run of this spec was of other shards: they alone name its text if data.text is empty."""
+    if spec.data.shards and not spec.data.text:
+        train, _ = shards.open_shards(Path(spec.data.shards).expanduser(), spec.data.row_tokens, join=spec.data.join)
+        if train.sha256 != sheet["data"][0]["sha256"]:
+            raise FinloraError(f"run.out: `{spec.run.out}` holds a run on other shards than `{spec.data.shards}` holds now", "name another folder, or set run.overwrite = true to replace it")
+
+
 def _none() -> FinloraError:
     return FinloraError("data.text: no document is left after sources and exclude_sources", "check the names of the sources")
 
@@ -116,16 +124,17 @@ def _split(texts: list[Document], share: float) -> tuple[list[Document], list[Do
     return [d for d in texts if shards.held_out(d, share)], [d for d in texts if not shards.held_out(d, share)]
 
 
-def _pieces(texts: list[Document], tokenizer: Any, length: int, most: int) -> list[Tokens]:
+def _pieces(texts: list[Document], tokenizer: Any, length: int, most: int) -> tuple[int, list[Tokens]]:
+    """(how many documents were taken until there were `most` tokens, 0 for all of them; their pieces)."""
     out: list[Tokens] = []
-    total = 0
+    taken = total = 0
     for d in texts:
         cut = pieces(document(d.text, tokenizer, f"{d.source}/{d.id}"), length)
         out.extend(cut)
-        total += sum(map(len, cut))
+        taken, total = taken + 1, total + sum(map(len, cut))
         if most and total >= most:
             break
-    return out
+    return taken, out
 
 
 def _described(split: str, texts: list[Document], predictions: int) -> dict[str, Any]:

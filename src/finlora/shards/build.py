@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import locks
 from ..errors import FinloraError, unknown
 from . import plan, unit, workers
 from . import words as wording
@@ -93,7 +94,7 @@ def tokenise(
                 unit.write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
                 _put(folder, out)
             break
-        except _Busy:
+        except locks.Busy:
             time.sleep(0.2)
         except OSError as error:
             raise FinloraError(f"cannot write `{out}`: {error.strerror or error}", "free some disk space or choose another folder, then run again") from error
@@ -115,8 +116,7 @@ def _check(sources, dedup, validation, max_tokens, weights, workers) -> dict[str
     for name, weight in weights.items():
         if name not in sources:
             raise unknown("source", name, sources, "weights")
-        if not 0 < weight <= 1000:
-            raise FinloraError(f"the weight of `{name}` is {weight}", "above 0 and at most 1000")
+        plan.check_weight(name, weight)
     return {name: float(weights.get(name, 1.0)) for name in sources}
 
 
@@ -135,7 +135,7 @@ def _fill(folder: Path, found: Any, settings: dict[str, Any], words: wording.Wor
     """Everything of the folder but its manifest; returns (the manifest, how it went)."""
     work = folder / WORK
     if not (work / PLAN).exists():
-        lines = (json.dumps(plan.as_dict(u)) + "\n" for u in plan.units(found, settings["unit_bytes"]))
+        lines = (json.dumps(plan.as_dict(u)) + "\n" for u in plan.units(found, settings["paths"], settings["unit_bytes"]))
         unit.write(work / PLAN, "".join(lines).encode())
     total = sum(1 for _ in workers.units_of(work / PLAN))
     peak = 0
@@ -289,7 +289,7 @@ def _room(out: Path, settings: dict[str, Any], words: wording.Words) -> Iterator
     """The folder to build in, with what a killed build of the same settings has done; nobody else builds there."""
     folder = out.parent / f".{out.name}.part"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with locks.alone(folder):
         request = folder / WORK / REQUEST
         try:
             same = json.loads(request.read_text(encoding="utf-8")) == settings
@@ -304,35 +304,6 @@ def _room(out: Path, settings: dict[str, Any], words: wording.Words) -> Iterator
         for leftover in [*folder.glob(".*.part"), *request.parent.glob(".*.part")]:
             leftover.unlink()
         yield folder
-
-
-class _Busy(Exception):
-    """Another process writes the folder."""
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however that ends.  Raises _Busy where another holds it, or has just renamed it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        raise _Busy from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.stat(folder)
-        except (BlockingIOError, FileNotFoundError):
-            raise _Busy from None
-        if not os.path.samestat(held, os.fstat(handle)):
-            raise _Busy
-        yield
-    finally:
-        os.close(handle)
 
 
 def _put(folder: Path, out: Path) -> None:

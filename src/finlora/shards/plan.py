@@ -18,6 +18,7 @@ from ..errors import FinloraError
 
 END = 1 << 16  # bytes at a file's beginning and end that its quick fingerprint reads
 WHOLE = 1 << 30  # bytes of all sources up to which fingerprints are whole, unless told otherwise
+FINEST = 1000  # weights of sources are taken to a thousandth
 LEAST, LARGEST, UNITS = 8 << 20, 256 << 20, 256  # bytes of a unit, and about how many there are between the two
 
 
@@ -62,15 +63,15 @@ def unit_bytes(found: Sequence[Sequence[Path]]) -> int:
     return min(max(sum(f.stat().st_size for files in found for f in files) // UNITS, LEAST), LARGEST)
 
 
-def units(found: Sequence[Sequence[Path]], most: int) -> Iterator[Unit]:
-    """The units, in order of the sources and their files.
+def units(found: Sequence[Sequence[Path]], paths: Sequence[str], most: int) -> Iterator[Unit]:
+    """The units, in order of the sources (named by `paths`) and their files.
 
     Raises: FinloraError for a file that is empty or cannot be read.
     """
     number = 0
     for source, files in enumerate(found):
         held, size = [], 0
-        for span in (span for file in files for span in corpus.spans(file, most)):
+        for span in (span for file in files for span in corpus.spans(file, most, corpus.within(file, paths[source]))):
             if held and size + span.size > most:
                 yield Unit(number, source, tuple(held))
                 held, size, number = [], 0, number + 1
@@ -78,6 +79,12 @@ def units(found: Sequence[Sequence[Path]], most: int) -> Iterator[Unit]:
             size += span.size
         yield Unit(number, source, tuple(held))
         number += 1
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raises: FinloraError for a weight that is not from a thousandth to a thousand."""
+    if not 1 / FINEST <= weight <= 1000:
+        raise FinloraError(f"the weight of `{name}` is {weight}", f"from {1 / FINEST} to 1000")
 
 
 def fingerprints(found: Sequence[Sequence[Path]], whole: bool | None) -> list[dict[str, Any]]:

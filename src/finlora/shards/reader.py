@@ -29,7 +29,6 @@ from .build import FORMAT, MANIFEST
 from .unit import SPLITS, sizes_fit
 
 OPEN, DROP, TOUCH = 64, 64 << 20, 1 << 16  # TOUCH: what the system maps at least when a page is read
-FINEST = 1000  # weights are taken to a thousandth
 _Open = tuple[tuple[np.ndarray, np.memmap], np.ndarray, np.ndarray]
 
 
@@ -48,6 +47,7 @@ class Shards(Sequence[Tokens]):
         files = "".join(shard[split]["sha256"] for shard in manifest["shards"] if shard[split]["documents"])
         self.sha256 = hashlib.sha256(files.encode()).hexdigest()
         self._held: OrderedDict[int, _Open] = OrderedDict()
+        self._sizes: list[int] = []
         self._touched = 0
         self._names: list[str] = []
         by_source: list[list[int]] = [[] for _ in manifest["paths"]]  # pieces of each of its shards
@@ -58,13 +58,14 @@ class Shards(Sequence[Tokens]):
             for shard in manifest["shards"]:
                 if shard["source"] == source and shard[split]["documents"]:
                     self._names.append(shard["name"])
+                    self._sizes.append(shard[split]["tokens"])
                     counted.append(int(self._pieces(n_shards, shard[split]["tokens"])[-1]))
                     n_shards += 1
         self.predictions = self.tokens - (n_shards if join else self.documents)
         self._ends = [np.cumsum(counted, dtype=np.int64) for counted in by_source]
         self._copies: list[tuple[int, Fraction]] = []  # (source, share of its pieces)
         for source, weight in enumerate(weights.values()):
-            times, rest = divmod(Fraction(round(weight * FINEST), FINEST), 1)
+            times, rest = divmod(Fraction(round(weight * plan.FINEST), plan.FINEST), 1)
             self._copies += [(source, Fraction(1))] * int(times) + [(source, rest)] * bool(rest)
         sizes = [int(self._ends[s][-1] * share) if len(self._ends[s]) else 0 for s, share in self._copies]
         self._bounds = np.cumsum(sizes, dtype=np.int64)
@@ -120,6 +121,8 @@ class Shards(Sequence[Tokens]):
             self._held.move_to_end(shard)
             return self._held[shard]
         tokens = np.memmap(self._file(shard, ".tokens"), self._dtype, "r")  # a plain view of it is cut twice as fast
+        if len(tokens) != self._sizes[shard]:
+            raise FinloraError(f"`{self._file(shard, '.tokens')}` was replaced while it was read", "start again: the folder holds other shards now")
         ends = np.fromfile(self._file(shard, ".ends"), "<i8") if not self.join else np.zeros(0, np.int64)
         self._held[shard] = held = ((tokens.view(np.ndarray), tokens), ends, self._pieces(shard, len(tokens), ends))
         if len(self._held) > OPEN:
@@ -145,7 +148,13 @@ class _Thinned(Sequence[Tokens]):
     def __len__(self) -> int:
         return int(len(self.pieces) * self.share)
 
-    def __getitem__(self, i: int) -> Tokens:
+    @overload
+    def __getitem__(self, i: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Tokens]: ...
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(f"piece {i} of {len(self)}")
         return self.pieces[spread(i, self.share)]
@@ -195,8 +204,7 @@ def open_shards(
     for name, weight in (weights or {}).items():
         if name not in mixed:
             raise unknown("source", name, mixed, "weights")
-        if not 0 < weight <= 1000:
-            raise FinloraError(f"the weight of `{name}` is {weight}", "above 0 and at most 1000")
+        plan.check_weight(name, weight)
         mixed[name] = float(weight)
     even = dict.fromkeys(mixed, 1.0)
     return Shards(folder, manifest, "train", row_tokens, join, mixed), Shards(folder, manifest, "validation", row_tokens, join, even)
@@ -209,7 +217,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         form = manifest["format"]
         manifest["shards"], manifest["dtype"], manifest["counts"], manifest["weights"]  # noqa: B018
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FinloraError(f"`{folder}` is no folder of shards: {file.name} {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}", "make one with shards.tokenise") from None
+        raise FinloraError(f"`{folder}` is not a folder of shards: {file.name} {'is not there' if isinstance(error, FileNotFoundError) else 'cannot be read'}", "make one with shards.tokenise") from None
     if form != FORMAT:
         raise FinloraError(f"`{folder}` holds shards of format {form}, this version reads {FORMAT}", "tokenise again")
     return manifest

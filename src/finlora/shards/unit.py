@@ -3,7 +3,8 @@
 What is held out is drawn from the hash of a document's source and id, so that the choice never moves:
 u = sha256(source/id)[:8] / 2^64 < share, the draw of pretraining from memory.  Two texts are duplicates where they are equal
 in Unicode's composed form with every run of white space as one space; of each the first 8 bytes of BLAKE2b are kept, by
-which two of a hundred million different texts are taken for one with probability 3e-4.
+which two of a hundred million different texts are taken for one with probability 3e-4.  The parts of a plain text above 1 MiB
+are compared one by one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import unicodedata
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +38,7 @@ class _Split:
 
     base: Path
     tokens: int = 0
-    ends: list[int] = field(default_factory=list)
+    ends: array[int] = field(default_factory=lambda: array("q"))  # eight bytes a document
     bytes: dict[str, int] = field(default_factory=dict)
     sha: Any = field(default_factory=hashlib.sha256)
     stream: Any = None
@@ -58,7 +60,7 @@ class _Split:
         if self.stream is not None and keep:
             sync(self.stream)
             with _part(self.base, ".ends").open("wb") as file:
-                file.write(np.array(self.ends, "<i8").tobytes())
+                file.write(np.asarray(self.ends).astype("<i8").tobytes())
                 sync(file)
             for ending in (".tokens", ".ends"):
                 os.replace(_part(self.base, ending), f"{self.base}{ending}")
@@ -85,7 +87,7 @@ def write_tokens(unit: Unit, settings: dict[str, Any], words: wording.Words, fol
     """
     dtype = np.dtype(settings["dtype"])
     dropped = folder / WORK / f"{unit.name}.drop"
-    drop = set(np.fromfile(dropped, np.int64).tolist()) if settings["dedup"] != "none" else set()
+    drop = np.fromfile(dropped, np.int64) if settings["dedup"] != "none" else np.zeros(0, np.int64)
     told = {"blank": 0, "duplicates": len(drop), "unknown": 0, "limit": 0}
     splits = {name: _Split(folder / f"{unit.name}.{name}") for name in SPLITS}
     encode, (begin, end, nothing) = wording.encoder(words), (np.array(t, np.int64) for t in (words.begin, words.end, ()))
@@ -188,12 +190,14 @@ def write(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
-def _batches(documents: Iterator[tuple[int, corpus.Document]], drop: set[int]) -> Iterator[list[corpus.Document]]:
-    """The documents whose place is not in `drop`, about BATCH characters at a time."""
+def _batches(documents: Iterator[tuple[int, corpus.Document]], drop: np.ndarray) -> Iterator[list[corpus.Document]]:
+    """The documents whose place is not in `drop` (ascending), about BATCH characters at a time."""
     held: list[corpus.Document] = []
-    size = 0
+    size = next_dropped = 0
     for place, d in documents:
-        if place not in drop:
+        if next_dropped < len(drop) and place == drop[next_dropped]:
+            next_dropped += 1
+        else:
             held.append(d)
             size += len(d.text)
         if size >= BATCH:

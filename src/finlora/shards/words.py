@@ -80,7 +80,7 @@ def slices(document: str) -> list[str]:
     out, at = [], 0
     while len(document) - at > SLICE:
         end = at + SLICE
-        for k in range(end, at + SLICE // 2, -1):
+        for k in range(end - 1, at + SLICE // 2, -1):
             if document[k] == " " and document[k - 1].isalpha() and document[k + 1].isalpha():
                 end = k
                 break

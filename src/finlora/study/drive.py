@@ -143,9 +143,9 @@ def _looked(job: Job) -> dict[str, Any]:
 
 
 def _loss(done: Mapping[str, Any]) -> float:
-    """The last validation loss of a trial; infinite where it failed."""
-    looks = done.get("val") or []
-    return looks[-1][1] if looks and looks[-1][1] is not None and math.isfinite(looks[-1][1]) else math.inf
+    """The validation loss of what a trial kept; infinite where it failed."""
+    loss = done.get("val")
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def _all(asked: Sequence[Job], start: Launch, costs: Costs, note: Any, many: str) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def plan(study: Study, out: str | Path | None = None) -> dict[str, Any]:
     where = Path(out or f"runs/{study.name}")
     trials, bases = first_jobs(study, where, found)
     names = searches(study, found)
-    finals = final_jobs(study, where, found, choose(study, found, lambda keys: {"val": [[0, study.values.index(keys[study.key])]]}))
+    finals = final_jobs(study, where, found, choose(study, found, lambda keys: {"val": study.values.index(keys[study.key])}))
     costs = Costs(study.key)
     measured = costs.read(where) if where.is_dir() else 0
     real = {repr(job.keys): _looked(job) for job in trials}

@@ -72,7 +72,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     except OSError as error:
         raise FinloraError(f"cannot read the study {path}: {error.strerror}", "name a TOML file") from error
     except (ValueError, RecursionError) as error:
-        raise FinloraError(f"{path} is not TOML: {error}", "mend the line") from error
+        raise FinloraError(f"{path} is not TOML: {error}", "fix the line") from error
     for key, value in told.items():
         if key not in SECTIONS:
             raise unknown("section", key, SECTIONS, str(path))

@@ -158,7 +158,7 @@ def ray_launch(jobs: int = 0, memory: float = 0, address: str = "") -> Callable[
     try:
         import ray
     except ImportError as error:
-        raise FinloraError("the launcher `ray` needs the package ray", "pip install 'finlora[ray]'") from error
+        raise FinloraError("the launcher `ray` needs the package ray", "pip install ray") from error
 
     def launch(asked: Sequence[Job], guess: Callable[[Job], int]) -> Iterator[tuple[int, dict[str, Any]]]:
         begun = not ray.is_initialized()

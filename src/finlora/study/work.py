@@ -262,7 +262,7 @@ def said(folder: Path) -> dict[str, Any]:
         name = result.get("metric") if result.get("metric") in metrics else next(iter(metrics), None)
         if name:
             marks[task] = metrics[name]["value"]
-    return {"run": folder.name, "val": sheet.get("train", {}).get("val"), "accuracy": marks}
+    return {"run": folder.name, "val": receipt.kept_loss(sheet.get("train", {}), sheet["spec"].get("train", {}).get("patience", 0)), "accuracy": marks}
 
 
 def place_of(job: Job) -> Path:

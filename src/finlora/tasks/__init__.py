@@ -197,7 +197,7 @@ def text_in(row: Mapping[str, Any], column: str, place: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         shown = "blank" if isinstance(value, str) else "missing" if value is None else f"{type(value).__name__} {value!r:.40}"
-        raise FinloraError(f"{place}: column `{column}` should hold text but is {shown}", "mend or drop the row")
+        raise FinloraError(f"{place}: column `{column}` should hold text but is {shown}", "fix or drop the row")
     try:
         value.encode()
     except UnicodeEncodeError as e:

@@ -94,9 +94,9 @@ def keyed_in(value: Any, place: str) -> tuple[tuple[str, ...], list[str]]:
 def options_in(value: Any, place: str) -> tuple[str, ...]:
     """The options as texts. Raises: FinloraError for fewer than two different ones, or what is no text."""
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise FinloraError(f"{place}: the choices should be a list of texts but are {value!r:.60}", "mend or drop the row")
+        raise FinloraError(f"{place}: the choices should be a list of texts but are {value!r:.60}", "fix or drop the row")
     if len(set(value)) < 2:
-        raise FinloraError(f"{place}: two or more different choices are needed, got {len(set(value))}", "mend or drop the row")
+        raise FinloraError(f"{place}: two or more different choices are needed, got {len(set(value))}", "fix or drop the row")
     for text in value:
         text_in({"choices": text}, "choices", place)
     return tuple(value)

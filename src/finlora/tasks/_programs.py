@@ -43,7 +43,7 @@ def gold_of(program: str, result: Any, percent: bool, table: Sequence[Sequence[A
     if not program:
         value = _result(result)
         if value is None:
-            raise FinloraError(f"{place}: neither a program nor a number: {str(result)[:40]!r}", "mend or drop the row")
+            raise FinloraError(f"{place}: neither a program nor a number: {str(result)[:40]!r}", "fix or drop the row")
         return ("", value, percent or "%" in str(result), rows), str(result).strip()
     program = program.strip()
     try:
@@ -52,7 +52,7 @@ def gold_of(program: str, result: Any, percent: bool, table: Sequence[Sequence[A
         raise FinloraError(f"{place}: {e.message}", e.hint) from None
     given = None if result is None else _result(result)
     if given is not None and not same_result(given, value):
-        raise FinloraError(f"{place}: the program `{program[:60]}` gives {value}, the row says {result}", "mend or drop the row")
+        raise FinloraError(f"{place}: the program `{program[:60]}` gives {value}, the row says {result}", "fix or drop the row")
     return (program, value, percent, rows), program
 
 
@@ -119,7 +119,7 @@ def page_text(row: Mapping[str, Any], table: Sequence[Sequence[Any]], place: str
         if isinstance(value, list | tuple):
             value = " ".join(map(str, value))
         if not isinstance(value, str):
-            raise FinloraError(f"{place}: column `{column}` should hold text but is {type(value).__name__}", "mend or drop the row")
+            raise FinloraError(f"{place}: column `{column}` should hold text but is {type(value).__name__}", "fix or drop the row")
         parts.append(value.strip())
     return "\n".join(x for x in (parts[0], table_text(table), parts[1]) if x)
 
@@ -128,7 +128,7 @@ def table_in(row: Mapping[str, Any], place: str) -> list[list[Any]]:
     """The row's table as a list of rows. Raises FinloraError for another form."""
     table = row.get("table")
     if not isinstance(table, list | tuple) or not all(isinstance(r, list | tuple) for r in table):
-        raise FinloraError(f"{place}: column `table` should hold a list of rows but is {type(table).__name__}", "mend or drop the row")
+        raise FinloraError(f"{place}: column `table` should hold a list of rows but is {type(table).__name__}", "fix or drop the row")
     return [list(r) for r in table]
 
 

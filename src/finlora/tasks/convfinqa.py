@@ -37,7 +37,7 @@ def convfinqa_prompt(page: str, history: list[str], question: str) -> str:
 def _list(holder: Mapping[str, Any], column: str, place: str) -> list[Any]:
     value = holder.get(column)
     if not isinstance(value, list | tuple) or not value:
-        raise FinloraError(f"{place}: column `{column}` should hold a list but is {type(value).__name__ if value is not None else 'missing'}", "mend or drop the row")
+        raise FinloraError(f"{place}: column `{column}` should hold a list but is {type(value).__name__ if value is not None else 'missing'}", "fix or drop the row")
     return list(value)
 
 
@@ -46,7 +46,7 @@ def _turns(row: Mapping[str, Any], place: str) -> Iterator[tuple[int, list[str],
     if "dialogue" in row or "annotation" in row:
         talk = row["dialogue"] if "dialogue" in row else row["annotation"]
         if not isinstance(talk, Mapping):
-            raise FinloraError(f"{place}: the dialogue should be an object but is {type(talk).__name__}", "mend or drop the row")
+            raise FinloraError(f"{place}: the dialogue should be an object but is {type(talk).__name__}", "fix or drop the row")
         if "cur_dial" not in talk:
             names = ("conv_questions", "executed_answers") if "conv_questions" in talk else ("dialogue_break", "exe_ans_list")
             questions, results = (_list(talk, n, place) for n in names)
@@ -67,7 +67,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
     place = place_of(row, index)
     document = row.get("doc", row)
     if not isinstance(document, Mapping):
-        raise FinloraError(f"{place}: column `doc` should be an object but is {type(document).__name__}", "mend or drop the row")
+        raise FinloraError(f"{place}: column `doc` should be an object but is {type(document).__name__}", "fix or drop the row")
     columns = document.get("table")
     if isinstance(columns, Mapping):
         if not all(isinstance(c, Mapping) for c in columns.values()):

@@ -48,5 +48,5 @@ TASK = Task(
         rows={"train": 600, "validation": 120, "test": 150},
     ),
     max_new=8,
-    group="xbrl",
+    group="shipped",
 )

@@ -127,7 +127,7 @@ def right_gold(question: str, published: str, place: str) -> str | None:
         return None
     new = calculate(how)
     if published != old and not numbers_match(new, published, decimals=DECIMALS):
-        raise FinloraError(f"{place}: the gold {published:.40} is neither the published {old} nor {new:.2f}, which is {how}", "mend the row")
+        raise FinloraError(f"{place}: the gold {published:.40} is neither the published {old} nor {new:.2f}, which is {how}", "fix the row")
     return f"{round(new, DECIMALS)}"
 
 
@@ -136,7 +136,7 @@ def _make(published: bool) -> Any:
         place = place_of(row, index)
         prompt, target = text_in(row, "context", place), str(row.get("target", "")).strip()
         if parse_number(target) is None:
-            raise FinloraError(f"{place}: the target {target!r:.40} is no number", "mend or drop the row")
+            raise FinloraError(f"{place}: the target {target!r:.40} is not a number", "fix or drop the row")
         name, formula, question = parse_finmath(prompt) or ("", "", prompt)
         gold = answer = target
         if not published:

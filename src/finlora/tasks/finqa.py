@@ -53,7 +53,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
     if given is None:
         qa = row.get("qa", row)
         if not isinstance(qa, Mapping):
-            raise FinloraError(f"{place}: column `qa` should hold a question but is {type(qa).__name__}", "mend or drop the row")
+            raise FinloraError(f"{place}: column `qa` should hold a question but is {type(qa).__name__}", "fix or drop the row")
         table = table_in(row, place)
         question = text_in(qa, column_of(qa, ("question",), place, "question"), place)
         written = next((qa[c] for c in ("answer", "answers") if qa.get(c) not in (None, "")), None)

@@ -51,7 +51,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
     except (TypeError, ValueError):
         score = math.nan
     if not -1 <= score <= 1:
-        raise FinloraError(f"{place}: column `{column}` should be a number from -1 to 1, got {row[column]!r:.40}", "mend or drop the row")
+        raise FinloraError(f"{place}: column `{column}` should be a number from -1 to 1, got {row[column]!r:.40}", "fix or drop the row")
     return _by_label({**row, "label": sentiment(score)}, index)
 
 

@@ -55,7 +55,7 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
     question, answer = text_in(row, "question", place), text_in(row, "answer", place)
     gold = read_solution(answer) if "####" in answer else None
     if gold is None:
-        raise FinloraError(f"{place}: the answer does not end in `#### NUMBER`", "mend or drop the row")
+        raise FinloraError(f"{place}: the answer does not end in `#### NUMBER`", "fix or drop the row")
     yield Example(f"gsm8k-{index}", (("user", asked(question)),), gold, answer, cluster_of(question))
 
 

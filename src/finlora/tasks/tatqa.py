@@ -60,7 +60,7 @@ def _gold(question: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], str
         raise FinloraError(f"{place}: answer_type {str(kind)[:20]!r} with scale {str(scale)[:20]!r}", f"one of {', '.join(KINDS)}; {', '.join(filter(None, SCALES))}")
     spans = value if isinstance(value, list | tuple) else [value]
     if not spans or not all(isinstance(s, str | int | float) and not isinstance(s, bool) for s in spans):
-        raise FinloraError(f"{place}: the answer should be text or numbers but is {str(value)[:40]!r}", "mend or drop the row")
+        raise FinloraError(f"{place}: the answer should be text or numbers but is {str(value)[:40]!r}", "fix or drop the row")
     spans = [s.strip() if isinstance(s, str) else f"{s:.10g}" if isinstance(s, float) else str(s) for s in spans]
     return tuple(" ".join(s.split()) for s in spans), str(scale), str(kind)
 

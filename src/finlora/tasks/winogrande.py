@@ -34,11 +34,11 @@ def _examples(row: Mapping[str, Any], index: int) -> Iterator[Example]:
     else:
         before, gap, rest = text_in(row, "sentence", place).partition("_")
         if not gap or not rest.strip():
-            raise FinloraError(f"{place}: the sentence has no gap `_` with words behind it", "mend or drop the row")
+            raise FinloraError(f"{place}: the sentence has no gap `_` with words behind it", "fix or drop the row")
         options = options_in([text_in(row, "option1", place), text_in(row, "option2", place)], place)
         gold = index_in(row.get("answer"), options, place, ("1", "2"))
     if not before.strip() or not all(options):
-        raise FinloraError(f"{place}: nothing stands before the gap, or in it", "mend or drop the row")
+        raise FinloraError(f"{place}: nothing stands before the gap, or in it", "fix or drop the row")
     after = " " + rest.strip()
     yield choice(f"winogrande-{index}", before, options, gold, cluster_of(before), after=after, answer=options[gold] + after)
 

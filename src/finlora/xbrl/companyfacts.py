@@ -84,4 +84,4 @@ def _dict(value: Any, path: Path, place: str) -> dict[str, Any]:
 
 
 def _no(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number in JSON")

@@ -178,7 +178,7 @@ def _arelle(root: Path, packages: str | Path | None) -> Iterator[tuple[Any, dict
         import arelle
         from arelle import Cntlr, PackageManager
     except ImportError:
-        raise FinloraError("reading filings needs Arelle, which is not installed", "pip install 'finlora[xbrl]'") from None
+        raise FinloraError("reading filings needs Arelle, which is not installed", "pip install arelle-release") from None
 
     root, home = root.resolve(), Path(arelle.__file__).resolve().parent
     held = Path(packages).expanduser().resolve() if packages else None

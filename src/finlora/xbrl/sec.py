@@ -51,7 +51,7 @@ def number_words(text: str) -> str:
         elif word.isascii() and word.isdigit():
             part += int(word)
         else:
-            raise ValueError(f"{word!r:.40} is no number word")
+            raise ValueError(f"{word!r:.40} is not a number word")
     return str(total + part)
 
 
