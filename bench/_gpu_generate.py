@@ -15,7 +15,7 @@ from _gpu_train import TOY, Vocabulary, plan, spread, synchronise
 
 from finlora import generate as writing
 from finlora import model as models
-from finlora import restructure
+from finlora import restructure, structure_folder
 from finlora.data import Batch, collate
 from finlora.text import Tokens
 
@@ -72,7 +72,7 @@ def generate(args: Namespace, device: torch.device, keep: Callable[..., None]) -
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         began = time.perf_counter()
-        restructure.save(model, folder)
+        structure_folder.save(model, folder)
         saving = time.perf_counter() - began
         written = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         kind = str(model.dtype).removeprefix("torch.")
@@ -88,7 +88,7 @@ def generate(args: Namespace, device: torch.device, keep: Callable[..., None]) -
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
         again = logits(model, batch)
     apart = float((again - z).abs().max())
-    weights = written[restructure.WEIGHTS]
+    weights = written[structure_folder.WEIGHTS]
     told = {
         "parameters": params, "parameters_dense": dense, "compression": dense / params, "files": written, "bytes": sum(written.values()),
         "bits_per_parameter": 8 * weights / params, "bytes_dense_bfloat16": 2 * dense, "save_seconds": saving, "open_seconds": opening,

@@ -182,13 +182,13 @@ def test_a_manifest_cannot_name_files_elsewhere(saved, tmp_path):
 def test_tidy_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 8):
         checkpoint.save(tmp_path / f"step-{step:08d}", OTHER, {"step": step})
-    (tmp_path / ".step-00000003.aa.part").mkdir()
-    (tmp_path / ".step-00000003.bb.old").mkdir()
-    (tmp_path / "notes.txt").write_text("the user's own")
+    (tmp_path / ".step-00000003.0123abcd.part").mkdir()
+    (tmp_path / ".step-00000003.0123abcd.old").mkdir()
+    (tmp_path / ".notes.2024.old").write_text("the user's own")
     checkpoint.tidy(tmp_path / "step-00000007", 2, {"step-00000003"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step-00000003", "step-00000006", "step-00000007"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.2024.old", "step-00000003", "step-00000006", "step-00000007"]
     checkpoint.tidy(tmp_path / "step-00000007", 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step-00000007"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.2024.old", "step-00000007"]
 
 
 def test_tidy_spares_what_was_just_written_from_a_later_one_that_is_damaged(tmp_path):

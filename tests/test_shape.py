@@ -32,6 +32,7 @@ LAYERS = {
         "forward",
         "wiring",
         "restructure",
+        "structure_folder",
         "streaming",
         "weights",
         "baselines",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from .errors import FinloraError, gathered
@@ -57,7 +58,9 @@ def _further(spec: Spec, problems: list[FinloraError]) -> None:
     from .model import locate
     from .seam import check_over
 
-    gathered(problems, lambda: locate(spec.model.name, spec.model.online))
+    where = Path(gathered(problems, lambda: locate(spec.model.name, spec.model.online)) or "")
+    if (longest := positions(where)) and spec.data.row_tokens > longest:
+        problems.append(FinloraError(f"data.row_tokens = {spec.data.row_tokens} is above the {longest} positions of `{spec.model.name}`", f"set it to at most {longest}"))
     found = [gathered(problems, lambda part=part: resolve(part)) for part in (spec.method, spec.codec)]
     if all(found):
         (method, config), (codec, _) = found
@@ -69,6 +72,15 @@ def _further(spec: Spec, problems: list[FinloraError]) -> None:
                     "choose another, such as lora, or full",
                 )
             )
+
+
+def positions(folder: Path) -> int:
+    """How many positions the model of a folder has, by its config.json; 0 where that does not tell."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0
 
 
 def _structure(spec: Spec, problems: list[FinloraError]) -> None:
@@ -95,7 +107,7 @@ def _structure(spec: Spec, problems: list[FinloraError]) -> None:
     elif part.keep or part.compression or part.guided or part.rounded:
         problems.append(
             FinloraError(
-                f'structure.keep, compression, guided and rounded say nothing to structure.kind = "{part.kind}", which leaves the linears as they are',
+                f'structure.keep, compression, guided and rounded have no effect with structure.kind = "{part.kind}", which leaves the linears as they are',
                 "choose a structure of `finlora list structures`",
             )
         )

@@ -7,9 +7,11 @@ manifest holds the sha256 of each file, so that a torn or altered one is never r
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from safetensors.torch import save_file
 from .errors import FinloraError
 
 MANIFEST = "manifest.json"
+OURS = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)")  # what a killed write leaves; other hidden names are the user's
 
 
 def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = False) -> Path:
@@ -33,7 +36,7 @@ def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = F
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for old in folder.parent.glob(f".{folder.name}.*.old"):
+        for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
             _put_back(old)
         temporary.mkdir()
         write(temporary)
@@ -129,18 +132,28 @@ def tidy(last: Path, keep: int, spare: set[str] = frozenset()) -> None:
 
 def clear(root: Path) -> None:
     """Take away what killed writes have left in `root`; a folder that was just being replaced is put back."""
-    for old in root.glob(".*.old"):
-        _put_back(old)
-    for leftover in [*root.glob(".*.part"), *root.glob(".*.old")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    for leftover in leftovers(root):
+        _put_back(leftover)
+    for leftover in leftovers(root):
+        remove(leftover)
+
+
+def leftovers(root: Path) -> list[Path]:
+    """What killed writes have left in a folder; none where there is no folder."""
+    return [p for p in root.iterdir() if OURS.fullmatch(p.name)] if root.is_dir() else []
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link and nothing behind it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _put_back(old: Path) -> None:
-    """Give the folder its name back, if nothing has taken it: the process died between the two renames."""
-    name = old.parent / old.name[1:].rsplit(".", 2)[0]
-    if not name.exists():
+    """Give a folder its name back, if nothing has taken it: the process died between the two renames."""
+    found = OURS.fullmatch(old.name)
+    if found and found[2] == "old" and not (old.parent / found[1]).exists():
         with contextlib.suppress(OSError):
-            os.rename(old, name)
+            os.rename(old, old.parent / found[1])
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

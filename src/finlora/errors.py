@@ -32,7 +32,7 @@ class FinloraError(Exception):
 
 
 class Problems(FinloraError):
-    """Several problems found in one pass, so that the user mends them all at once."""
+    """Several problems found in one pass, so that the user fixes them all at once."""
 
     def __init__(self, problems: Iterable[FinloraError]):
         self._problems = [p for problem in problems for p in problem.problems]

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import evaluate, receipt, restructure, rows, score, text
+from . import evaluate, receipt, rows, score, structure_folder, text
 from . import model as models
 from . import spec as specs
 from .data import collate, pack
@@ -117,7 +117,7 @@ def whole(example: text.Example, model: models.Model, template: str, too_long: s
 def states(folder: Path, spec: specs.Spec, trained: models.Model, codecs: Sequence[str]) -> Iterator[tuple[str, models.Model]]:
     """(name, model) of every state but the trained one; each is freed before the next is made."""
     stored = {name: (lambda name=name: merged(trained, name)) for name in trained.linears}
-    stored |= restructure.multiplied(trained, "default")
+    stored |= structure_folder.multiplied(trained, "default")
     yield "merged, stored", dense(spec, trained, lambda name, own: stored[name]())
     if (folder / "adapter").is_dir():
         factors = _factors(spec, trained)
@@ -149,13 +149,13 @@ def on_original(trained: models.Model, name: str, original_OI: Tensor) -> Tensor
 
 def _factors(spec: specs.Spec, trained: models.Model) -> dict[str, Callable[[], Tensor]]:
     """{linear: what makes its dense W_OI} of adapters over two factors, each folded into the original factor."""
-    if not restructure.multiplied(trained, None):
+    if not structure_folder.multiplied(trained, None):
         return {}
     base = models.open_model(spec.model.name, codec="none", device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online, factors=True)
     for name, linear in base.linears.items():
         assert linear.store is not None
         linear.store.put(on_original(trained, name, linear.store.dense(torch.float32)))
-    return restructure.multiplied(base, None)
+    return structure_folder.multiplied(base, None)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import attention as packed
-from . import restructure
+from . import structure_folder
 from .errors import FinloraError, unknown
 from .forward import Unserved, autocast, compile_body, computed, head, hidden, logits, packed_hidden, recompute
 from .linear import Linear, Route, Stats
@@ -283,7 +283,9 @@ def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, ca
         if body is None:
             body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except FinloraError:
+        raise
+    except Exception as error:  # transformers raises any kind for settings of a wrong one
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FinloraError(f"model.name: cannot open `{where}`: {first}", "check that the folder is a complete causal language model with its tokenizer") from error
     return body, tokenizer, source
@@ -318,7 +320,7 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, fa
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    told = restructure.told_of(where)
+    told = structure_folder.told_of(where)
     checkpoint = open_checkpoint(where, "structured" if told else "model")
     if told and checkpoint is None:
         raise FinloraError(f"model.name: `{where}` lacks its weights, structured.safetensors", "save or copy the model again")
@@ -331,8 +333,10 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, fa
         for module in body.modules():  # from_pretrained fills tables anew outside the compute dtype, so in float32
             vars(module).pop("_is_hf_initialized", None)
         body.initialize_weights()
+    if (Path(where) / "generation_config.json").is_file():
+        body.generation_config = transformers.GenerationConfig.from_pretrained(where, local_files_only=True)
     if told:
-        return body.eval(), restructure.opened(body, checkpoint, told, dtype, device, factors)
+        return body.eval(), structure_folder.opened(body, checkpoint, told, dtype, device, factors)
     changes = get_model_conversion_mapping(body, add_legacy=False)
 
     def rename(key: str) -> str:
@@ -343,11 +347,7 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, fa
     # tensors that are renamed on their way in are served, those that are joined or turned are not
     plain = all(type(change) is WeightRenaming for change in changes)
     source = place(body, checkpoint, dtype, device, quantised, cache, rename) if plain else None
-    if source is None:
-        return None, None
-    if (Path(where) / "generation_config.json").is_file():
-        body.generation_config = transformers.GenerationConfig.from_pretrained(where, local_files_only=True)
-    return body.eval(), source
+    return (None, None) if source is None else (body.eval(), source)
 
 
 def load_tokenizer(where: str) -> Any:
@@ -417,13 +417,13 @@ def _register() -> None:
 def save(model: Model, folder: str | Path, replace: bool = False, dense: bool = False) -> None:
     """Write the model as a plain Hugging Face folder, its linears dense again with the active adapter merged in.
 
-    A model of structures is written as it is (see restructure.py), or with `dense` multiplied out too.
+    A model of structures is written as it is (see structure_folder.py), or with `dense` multiplied out too.
     Weights are kept in the compute dtype.  Raises: FinloraError where the folder exists or the disk is full.
     """
     from .checkpoint import atomic_folder
 
     if model.structured and not dense:
-        return restructure.save(model, folder, replace)
+        return structure_folder.save(model, folder, replace)
 
     atomic_folder(Path(folder), lambda t: _write(model, t), replace)
 
@@ -435,9 +435,9 @@ def _write(model: Model, folder: Path) -> None:
         state[f"{name}.weight"] = (W.T if name in model.turned else W).contiguous()
         if linear.bias is not None:
             state[f"{name}.bias"] = linear.bias.detach()
-    state = {k: v() if callable(v) else v for k, v in restructure.as_dense(model, state, model.route.active).items()}
+    state = {k: v() if callable(v) else v for k, v in structure_folder.as_dense(model, state, model.route.active).items()}
     kind = model.dtype
     cast: dict[int, torch.Tensor] = {}  # tied tensors stay tied, so that they are written once
     state = {k: cast.setdefault(v.data_ptr(), v.to(kind)) if v.is_floating_point() else v for k, v in state.items()}
     model.body.save_pretrained(folder, state_dict=state)
-    model.tokenizer.save_pretrained(folder)
+    structure_folder.write_settings(model, folder)

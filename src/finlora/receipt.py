@@ -78,7 +78,7 @@ def write(path: str | Path, receipt: Mapping[str, Any]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Atomic UTF-8 text: temporary file in the same folder, fsync, rename. Raises FinloraError naming `path`."""
     path = Path(path)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temp = path.with_name(f".{path.name}.{os.getpid():08x}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temp, "w", encoding="utf-8", newline="\n") as file:

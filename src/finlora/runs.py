@@ -59,8 +59,7 @@ def begun(spec: specs.Spec) -> Iterator[tuple[Path, dict[str, Any] | None]]:
 def _begin(spec: specs.Spec, folder: Path) -> tuple[Path, dict[str, Any] | None]:
     if spec.run.overwrite and not _restarted(spec, folder):
         for name in OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            checkpoint.remove(folder / name)
     checkpoint.clear(folder)
     if (folder / "receipt.json").exists():
         return folder, receipt.read(folder / "receipt.json")
@@ -84,6 +83,16 @@ def _same(folder: Path, spec: specs.Spec) -> bool:
         return False
 
 
+def _reads(spec: specs.Spec, folder: Path) -> FinloraError | None:
+    """Why a run may not overwrite a folder out of which it reads, or None."""
+    model, data = spec.model, spec.data
+    for key, name in (("model.name", model.name), ("model.adapter", model.adapter), ("model.tokenizer", model.tokenizer), ("data.dir", data.dir), ("data.shards", data.shards), *(("data.text", text) for text in data.text)):
+        path = Path(name).expanduser() if name else None
+        if path is not None and path.exists() and any(path.resolve().is_relative_to((folder / ours).resolve()) for ours in OURS):
+            return FinloraError(f"run.overwrite would remove `{name}`, which {key} asks for", "name another folder for the run")
+    return None
+
+
 def refusal(spec: specs.Spec) -> FinloraError | None:
     """Why the run's folder may not be written to, or None."""
     folder = Path(spec.run.out)
@@ -91,8 +100,10 @@ def refusal(spec: specs.Spec) -> FinloraError | None:
         return None
     if not folder.is_dir():
         return FinloraError(f"run.out: `{folder}` is a file", "name a folder")
-    held = {p.name for p in folder.iterdir() if not p.name.endswith((".part", ".old"))}
-    if not held or spec.run.overwrite:
+    held = {p.name for p in folder.iterdir()} - {p.name for p in checkpoint.leftovers(folder)}
+    if spec.run.overwrite:
+        return _reads(spec, folder)
+    if not held:
         return None
     if not (folder / "spec.toml").exists():
         return FinloraError(f"run.out: `{folder}` holds files that are not a run's (`{sorted(held)[0]}`)", "name an empty or new folder")

@@ -251,7 +251,8 @@ class Composite(nn.Module):
 
     def params(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The decoded parameters. Read only."""
-        return {**{key: store.dense(dtype) for key, store in self.parts.items()}, **self.raw()}
+        raw = {key: value.to(dtype) if value.is_floating_point() else value for key, value in self.raw().items()}
+        return {**{key: store.dense(dtype) for key, store in self.parts.items()}, **raw}
 
     def under(self, codec: Codec, cfg: Any) -> Composite:
         """The same parameters kept by another codec."""

@@ -133,7 +133,7 @@ def calibrated(spec: specs.Spec, progress: Any = None) -> dict[str, Any] | None:
         progress.note(f"calibrating on {spec.calibrate.examples} training examples")
     model = models.open_model(
         spec.model.name, codec=spec.calibrate.codec, device=spec.run.device, dtype=spec.run.dtype, online=spec.model.online,
-        cache=models.CACHE[spec.model.cache],
+        cache=models.CACHE[spec.model.cache], factors=spec.method.factors,
     )
     tokens, _, _ = words(spec, model)
     chosen = _first(tokens, spec.calibrate.examples, spec.run.seed)

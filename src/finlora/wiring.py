@@ -57,7 +57,10 @@ def matches(name: str, rule: str | Sequence[str]) -> bool:
 
 def _matches(name: str, rule: str) -> bool:
     if rule.startswith("re:"):
-        return re.fullmatch(rule[3:], name) is not None
+        try:
+            return re.fullmatch(rule[3:], name) is not None
+        except re.error as error:
+            raise FinloraError(f"`{rule}` is not a regular expression ({error})", 'fix what follows "re:"') from error
     if rule in ("attention", "mlp"):
         attention = re.search(ATTENTION, name) is not None
         return attention if rule == "attention" else not attention and re.search(BLOCK, name) is not None
@@ -76,18 +79,18 @@ def config_at(config: Any, name: str, patterns: Mapping[str, Mapping[str, Any]] 
     return config
 
 
-def changed(config: Any, rule: str, values: Mapping[str, Any]) -> Any:
-    """The method's settings with those of one pattern.
+def changed(config: Any, rule: str, values: Mapping[str, Any], key: str = "method.patterns") -> Any:
+    """The settings of a method (a structure) with those of one pattern.
 
-    Raises: FinloraError, naming the pattern's rule, where it sets what the method does not have or refuses.
+    key: the spec's, of the patterns. Raises: FinloraError, naming the pattern's rule, where it sets what there is not or what is refused.
     """
-    place = f"method.patterns of `{rule}`"
+    place = f"{key} of `{rule}`"
     if not isinstance(values, Mapping):
         raise FinloraError(f"{place} must be a table of settings, got {values!r}", "write {rank = 4}")
     known = [f.name for f in dataclasses.fields(config)]
-    for key in values:
-        if key not in known:
-            raise unknown("key", key, known, place)
+    for name in values:
+        if name not in known:
+            raise unknown("key", name, known, place)
     try:
         return dataclasses.replace(config, **values)
     except FinloraError as error:

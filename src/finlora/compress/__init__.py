@@ -21,7 +21,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from torch import Tensor
 from .. import model as models
 from .. import receipt
 from ..calibrate import collect
-from ..checkpoint import read_tensors
+from ..checkpoint import leftovers, read_tensors
 from ..decompose import Decomposition, _allocate
 from ..decompose._solve import Answer, Job, crew
 from ..errors import FinloraError, Problems
@@ -90,22 +90,23 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     if not shapes:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in model.linears})
         raise FinloraError(f"targets: `{settings.targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
-    even = _allocate.uniform(shapes, settings.keep)  # refuses a share that no rank can keep, before anything is read
-    now, dense = _size(model, shapes), sum(out * inner for out, inner in shapes.values())
-    if settings.keep * dense >= now:
-        raise FinloraError(f"keep = {settings.keep:g}: the linears of {model.name} hold {now / dense:.0%} of their dense parameters already", "keep is a share of the dense ones: choose a smaller")
+    params, dense = _size(model, shapes), sum(out * inner for out, inner in shapes.values())
+    if settings.keep * dense >= params:
+        raise FinloraError(f"keep = {settings.keep:g}: the linears of {model.name} hold {params / dense:.0%} of their dense parameters already", "keep is a share of the dense ones: choose a smaller")
+    targeted, (shapes, keep) = shapes, _to_cut(model, shapes, settings.keep)  # refuses a share that no rank can keep, before anything is read
+    even = _allocate.uniform(shapes, keep)
     length = min(settings.row_tokens or 2048, model.max_tokens)
     rows, held, told_text = texts(settings, model.tokenizer, length)
     require_causal(model, max(rows, key=len))
     kind = _kind(settings, model)
-    work = Work(settings, record, config, model, blocks_of(shapes), shapes, rows, length, kind, [*model.notes, *short(rows, shapes)])
+    work = Work(dataclasses.replace(settings, keep=keep), record, config, model, blocks_of(shapes), shapes, rows, length, kind, [*model.notes, *short(rows, shapes)])
     if settings.allocation == "search" and len(held) < 2:
         raise FinloraError("allocation = search compares allocations on held-out text, and there is too little of it", "give more text, or a larger validation")
     # what the choice was made on says nothing fair about the result, so half of the held-out text is kept out of it
     judge, held = (held[::2], held[1::2]) if settings.allocation == "search" else ([], held)
     for line in work.notes:
         say(f"note: {line}")
-    whole, params = sum(p.numel() for p in model.body.parameters()) + _size(model), _size(model, shapes)
+    whole, sizes = sum(p.numel() for p in model.body.parameters()) + _size(model), {name: _size(model, [name]) for name in targeted}
     tried: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     with crew(settings.workers) as solve, tempfile.TemporaryDirectory(prefix="finlora-") as scratch:
@@ -130,14 +131,14 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     models.save(model, out / "model", replace=settings.overwrite)
     model.dtype = computed
     linears = {
-        name: {"shape": list(shapes[name]), "rank": rank, "params": _allocate.cost(shapes[name], rank),
+        name: {"shape": list(shape), "rank": (rank := ranks.get(name)), "params": _allocate.cost(shape, rank) if rank else sizes[name],
                "error": _relative(losses[name], rank) if rank else 0.0, "seconds": seconds.get(name, 0.0)}
-        for name, rank in ranks.items()
+        for name, shape in targeted.items()
     }  # fmt: skip
     now = sum(one["params"] for one in linears.values())
     said = {
         "schema": 1, "kind": "compress", "name": out.name, "settings": settings, "config": config,
-        "model": {"name": model.name, "linears_before": params, "linears_after": now, "kept": now / sum(o * i for o, i in shapes.values()),
+        "model": {"name": model.name, "linears_before": params, "linears_after": now, "kept": now / dense,
                   "params_before": whole, "params_after": whole - params + now},
         "text": told_text, "before": said_before, "after": said_after, "search": tried, "linears": linears, "notes": work.notes,
         "error_how": "root of E|x W^T - x (B A)^T|^2 over E|x W^T|^2, on the text calibrated on, before rounding to `stored`",
@@ -275,11 +276,11 @@ def _shared_out(
         return _allocate.scored(shapes, s.keep, {n: _allocate.score(weight[block[n]], left[n], alpha) for n in shapes}, s.floor)
 
     if s.allocation == "loss":
-        return by_loss(s.alpha), []
-    spectral = _allocate.spectral(shapes, s.keep, losses, s.floor)
+        return _smaller(model, shapes, by_loss(s.alpha)), []
+    spectral = _smaller(model, shapes, _allocate.spectral(shapes, s.keep, losses, s.floor))
     if s.allocation == "spectrum":
         return spectral, []
-    arms = [("uniform", even), ("spectrum", spectral), *((f"loss, alpha = {alpha:g}", by_loss(alpha)) for alpha in s.alphas)]
+    arms = [("uniform", even), ("spectrum", spectral), *((f"loss, alpha = {alpha:g}", _smaller(model, shapes, by_loss(alpha))) for alpha in s.alphas)]
     tried: list[dict[str, Any]] = []
     with _as_it_was(model, shapes) as restore:
         for arm, ranks in arms:
@@ -291,6 +292,27 @@ def _shared_out(
             say(f"ranks by {arm}: {tried[-1]['nats']:.4f} nats a token on held-out text")
     best = min(range(len(arms)), key=lambda k: tried[k]["nats"])
     return dict(arms[best][1]), tried
+
+
+def _to_cut(model: models.Model, shapes: Mapping[str, tuple[int, int]], keep: float) -> tuple[dict[str, tuple[int, int]], float]:
+    """(the linears that become smaller, the share of their dense parameters that they keep).
+
+    One that is narrow already stays as it is where its uniform rank would not be smaller, and what it holds comes off the budget of the others.
+    Raises: FinloraError where even rank 1 is more than the budget.
+    """
+    left, budget = dict(shapes), keep * sum(o * i for o, i in shapes.values())
+    while True:
+        smaller = _smaller(model, left, _allocate.uniform(left, keep))
+        if len(smaller) == len(left):
+            return left, keep
+        budget -= _size(model, left.keys() - smaller.keys())
+        left = {name: left[name] for name in smaller}
+        keep = budget / sum(o * i for o, i in left.values())
+
+
+def _smaller(model: models.Model, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int | None]) -> dict[str, int | None]:
+    """The ranks less those that would make a structured linear no smaller."""
+    return {n: k for n, k in ranks.items() if n not in model.structured or _allocate.cost(shapes[n], k) < _size(model, [n])}
 
 
 @contextmanager
@@ -324,7 +346,7 @@ def _relative(errors: Any, rank: int) -> float:
     return math.sqrt(float(errors[rank]) / float(errors[0])) if errors[0] > 0 else 0.0
 
 
-def _size(model: models.Model, names: Mapping[str, Any] | None = None) -> int:
+def _size(model: models.Model, names: Collection[str] | None = None) -> int:
     """Values in the stores of these linears, or of all."""
     return sum(linear.store.size for name, linear in model.linears.items() if linear.store is not None and (names is None or name in names))
 
@@ -350,7 +372,12 @@ def _free(settings: Compress) -> Path:
     out = Path(settings.out).expanduser()
     if out.is_file():
         raise FinloraError(f"out: `{out}` is a file", "name a folder")
-    held = sorted(p.name for p in out.iterdir() if not p.name.endswith((".part", ".old"))) if out.exists() else []
+    held = sorted({p.name for p in out.iterdir()} - {p.name for p in leftovers(out)}) if out.exists() else []
     if held and not settings.overwrite:
         raise FinloraError(f"out: `{out}` is not empty (`{held[0]}`)", "name a new folder, or set overwrite = true to replace what a compression left there")
+    if "spec.toml" in held:
+        raise FinloraError(f"out: `{out}` holds a run, whose model would be overwritten", "name another folder")
+    model = Path(settings.model).expanduser()
+    if model.exists() and model.resolve().is_relative_to((out / "model").resolve()):
+        raise FinloraError(f"overwrite would remove `{settings.model}`, which is to be compressed", "name another folder")
     return out

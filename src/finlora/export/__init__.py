@@ -23,7 +23,7 @@ from ..bnb import settings, write
 from ..errors import FinloraError, unknown
 from ..forms import PREFIX, common_fields, form, kept, plain_fields
 from ..linear import EDIT, Linear, over_original
-from ..restructure import as_dense
+from ..structure_folder import as_dense
 from . import card
 from .factors import of_dense, shorter
 from .folder import DTYPES, plain_state, write_model
@@ -66,6 +66,8 @@ def peft(source: str | Path, out: str | Path, *, rank: int | None = None, model:
         raise FinloraError(f"--rank must be at least 1, got {rank}", "leave it out for the exact adapter")
     opened = open_source(source, model=model, device=device)
     body, held = opened.model, _held(opened)
+    if any(key not in body.structured and key.rpartition(".")[0] in body.structured for key in held):
+        raise FinloraError("the adapter stands over the factors of a structured model, whose layers no other tool has", "write the model with it: finlora export merged")
     method = next(iter(held.values())).how[opened.adapter_name][0]
     params = {key: _params(opened, linear) for key, linear in held.items()}
     configs = {key: linear.how[opened.adapter_name][1] for key, linear in held.items()}

@@ -62,7 +62,7 @@ def open_source(source: str | Path, *, codec: str | None = None, model: str | No
     if (folder / "spec.toml").is_file():
         spec = load_spec(folder / "spec.toml")
         base, online, dtype = spec.model.name, spec.model.online, spec.run.dtype
-        facts = {"trained on": ", ".join(spec.data.tasks), "run": folder.name}
+        facts = {"trained on": ", ".join([Path(t).name for t in spec.data.text] or spec.data.tasks), "run": folder.name}
         if (folder / "adapter" / "adapter_config.json").is_file():
             adapter = folder / "adapter"
         elif (folder / "model" / "config.json").is_file():

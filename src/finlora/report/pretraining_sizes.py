@@ -71,7 +71,7 @@ def vocabulary(config: Mapping[str, Any], params: int) -> int:
 @functools.lru_cache(4096)
 def _matrices(kind: str, settings: str, n_in: int, n_out: int) -> tuple[tuple[tuple[int, int], ...], int, int]:
     """(shapes of the matrices, other float values, bytes of whole numbers) of a structure in a linear."""
-    from finlora.restructure import described
+    from finlora.structure_folder import described
 
     structure, cfg = described({"structure": kind, "config": json.loads(settings)}, "the structure")
     params = structure.init(cfg, n_in, n_out, 0.02, None).values()
@@ -81,7 +81,8 @@ def _matrices(kind: str, settings: str, n_in: int, n_out: int) -> tuple[tuple[tu
 
 @functools.lru_cache(4096)
 def _once(kind: str, settings: str, n_in: int, n_out: int) -> int:
-    from finlora.restructure import described, once_a_pass
+    from finlora.restructure import once_a_pass
+    from finlora.structure_folder import described
 
     return once_a_pass(*described({"structure": kind, "config": json.loads(settings)}, "the structure"), n_in, n_out)
 

@@ -80,9 +80,10 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team, held_open: Ex
 def _kept(model: models.Model, spec: specs.Spec) -> int | None:
     """Bytes that the forward pass of a full micro-batch keeps for the backward pass.
 
-    None under torch.compile, which chooses for itself, and beside a guide, of which less is kept as it fades.
+    None under torch.compile, which chooses for itself, beside a guide, of which less is kept as it fades, and where factors are
+    rounded in every pass, which is not done without their values.
     """
-    if model.compiled is not None or spec.structure.guided:
+    if model.compiled is not None or spec.structure.guided or spec.structure.rounded:
         return None
     return memory.activation_bytes(model, (spec.train.micro_rows, spec.data.row_tokens))
 
