@@ -606,8 +606,12 @@ def test_pretraining_from_nothing(refused, home):
     further = ("pretrain", "run.toml", "--set", "data.text=text.txt")  # the model that it names goes on
     refused(*further, "--set", "structure.kind=lowrank", "--set", "method.kind=eva", wanted=["structure.kind has no effect", "begins from a calibration"])
     refused(*further, "--set", "codec.kind=nf4", "--set", "method.kind=full", wanted=["trains the weights themselves"])
+    refused(*further, "--set", "data.row_tokens=4096", wanted=["data.row_tokens = 4096 is above the", "positions of"])
     shape = ("pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="124m"}')
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.rank=800", wanted=["rank", "768"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.targets=re:(", wanted=["`re:(` is not a regular expression"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.patterns={attention=3}", wanted=["structure.patterns of `attention` must be a table"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.patterns={attention={rank=0}}", wanted=["structure.patterns of `attention`"])
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=80", wanted=["cannot be reached", "at most"])
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=2", "--set", "structure.keep=0.5", wanted=["both set the ranks"])
     refused(*shape, "--set", "structure.keep=0.5", wanted=["leaves the linears as they are"])

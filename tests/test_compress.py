@@ -222,6 +222,28 @@ def test_a_compressed_model_can_be_compressed_again(base, text, tmp_path):
     assert opened(tmp_path / "two" / "model").structured
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "spectrum"])
+def test_what_is_narrow_already_stays_and_its_budget_goes_to_the_others(base, text, tmp_path, allocation):
+    compress(settings(base, text, tmp_path / "one", keep=0.1, targets="mlp"))
+    said = compress(settings(base, text, tmp_path / "two", keep=0.5, model=str(tmp_path / "one" / "model"), allocation=allocation))
+    before, after = opened(tmp_path / "one" / "model"), opened(tmp_path / "two" / "model")
+    for name, one in said["linears"].items():
+        assert one["params"] == after.linears[name].store.size <= before.linears[name].store.size
+        if ".mlp." in name:
+            assert one["rank"] is None and torch.equal(product(before, name), product(after, name))
+    assert said["model"]["linears_after"] == sum(one["params"] for one in said["linears"].values()) and said["model"]["kept"] <= 0.5
+
+
+def test_a_compressed_model_ends_where_it_did_and_says_what_it_is_kept_in(base, text, tmp_path):
+    shutil.copytree(base("llama"), tmp_path / "chat")
+    (tmp_path / "chat" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 17]}))
+    for form in ("factors", "dense"):
+        compress(settings(base, text, tmp_path / form, model=str(tmp_path / "chat"), form=form, store="bfloat16"))
+        again = models.open_model(str(tmp_path / form / "model"), dtype="float32", device="cpu")
+        assert again.body.generation_config.eos_token_id == [1, 17]
+        assert json.loads((tmp_path / form / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 # -- the text ------------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +337,11 @@ def test_a_folder_that_is_not_free(base, text, tmp_path):
         compress(settings(base, text, tmp_path / "twice", model=str(tmp_path / "model"), keep=0.5))
     again = compress(settings(base, text, tmp_path, overwrite=True, keep=0.6))
     assert (tmp_path / "mine.txt").read_text() == "mine" and again["model"]["kept"] > first["model"]["kept"]
+    with pytest.raises(FinloraError, match="overwrite would remove .*, which is to be compressed"):
+        compress(settings(base, text, tmp_path, model=str(tmp_path / "model"), overwrite=True, keep=0.2))
+    (tmp_path / "spec.toml").touch()
+    with pytest.raises(FinloraError, match="holds a run, whose model would be overwritten"):
+        compress(settings(base, text, tmp_path, overwrite=True, keep=0.6))
 
 
 @pytest.fixture

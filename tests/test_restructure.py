@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from finlora import export, restructure, wiring
 from finlora import model as models
-from finlora import restructure, wiring
 from finlora.adapters import save_adapter
 from finlora.data import collate
 from finlora.errors import FinloraError
@@ -109,6 +109,8 @@ def test_adapters_over_the_product_and_over_the_factors(tokenizer, tmp_path):
             models.save(tuned, tmp_path / "f")
             assert (out(opened(tmp_path / "f")) - moved).abs().max() < 1e-5
             assert json.loads((tmp_path / "f/structure.json").read_text()) == json.loads((tmp_path / "m/structure.json").read_text())
+            with pytest.raises(FinloraError, match="over the factors of a structured model"):
+                export.peft(tmp_path / "aTrue", tmp_path / "peft", model=str(tmp_path / "m"))
         else:
             with pytest.raises(FinloraError, match="over the product"):
                 models.save(tuned, tmp_path / "f")
@@ -250,5 +252,55 @@ def test_a_damaged_folder_is_refused_in_one_line(tokenizer, tmp_path):
     refused("lacks")
     save_file({**tensors, f"{name}.A": tensors[f"{name}.A"][:, :-1].contiguous()}, weights)
     refused("has shape")
+    save_file({**tensors, f"{name}.A": torch.ones(tensors[f"{name}.A"].shape, dtype=torch.int32)}, weights)
+    refused("`A` holds int32")
+    save_file(tensors, weights)
+    for key, value in (("config", None), ("config", []), ("shape", [1e999, 32]), ("shape", None), ("params", None), ("params", {"A": "x"}), ("structure", 3)):
+        changed = json.loads(whole)
+        changed["linears"][name][key] = value
+        told.write_text(json.dumps(changed))
+        refused("does not describe")
+    for codec, said in (({"kind": "nf4", "foo": 1}, "foo"), ([], None), ("nf4", "the codec is")):
+        told.write_text(json.dumps({**json.loads(whole), "codec": codec}))
+        refused(said) if said else opened(tmp_path / "m")
+    told.write_text(whole)
+    config = tmp_path / "m/config.json"
+    settings = json.loads(config.read_text())
+    for change in ({"head_dim": 16}, {"num_attention_heads": 8, "head_dim": 8}):
+        config.write_text(json.dumps({**settings, **change}))
+        refused("by config.json")
+    for change in ({"hidden_size": "32"}, {"num_attention_heads": 0}, {"dtype": "float8"}):
+        config.write_text(json.dumps({**settings, **change}))
+        refused("cannot open")
+    config.write_text(json.dumps(settings))
     weights.unlink()
     refused("holds no weights|lacks its weights")
+
+
+def test_a_damaged_sparse_part_is_refused(tokenizer, tmp_path):
+    models.save(fresh(tokenizer, structure="sltrain"), tmp_path / "m")
+    weights = tmp_path / "m/structured.safetensors"
+    tensors = load_file(weights)
+    name = next(key.removesuffix(".V") for key in tensors if key.endswith(".V"))
+    support, V = tensors[f"{name}.support"], tensors[f"{name}.V"]
+    for key, value, said in (
+        ("support", support + 32 * 32, "points outside"), ("support", -1 - support, "points outside"), ("support", support.float(), "holds float32"),
+        ("V", torch.full_like(V, torch.nan), "NaN"),
+    ):  # fmt: skip
+        save_file({**tensors, f"{name}.{key}": value}, weights)
+        with pytest.raises(FinloraError, match=said):
+            opened(tmp_path / "m")
+
+
+@pytest.mark.parametrize("structure", [name for name in names("structure") if name != "dense"])
+def test_half_precision_serves_every_structure(structure, tokenizer, tmp_path):
+    """Frozen in bfloat16 its parameters compute in the type that is asked for, and `full` trains float32 masters of them."""
+    models.save(fresh(tokenizer, structure=structure), tmp_path / "m")
+    frozen = models.open_model(str(tmp_path / "m"), dtype="bfloat16", device="cpu")
+    for linear in frozen.linears.values():
+        kinds = {p.dtype for p in linear.store.params(torch.float32).values() if p.is_floating_point()}
+        assert kinds == {torch.float32}
+        if linear.store.structure.dense is not None:
+            assert linear.store.dense(torch.float32).dtype == torch.float32
+    whole = models.open_model(str(tmp_path / "m"), dtype="bfloat16", device="cpu", method="full")
+    assert {p.dtype for p in whole.trainable().values()} == {torch.float32}

@@ -10,8 +10,8 @@ import pytest
 
 from finlora import receipt, runs
 from finlora.errors import FinloraError
-from finlora.scratch import words
-from finlora.spec import Data, Run, Spec
+from finlora.scratch import pretrain, words
+from finlora.spec import Data, Model, Run, Spec, spec_from_dict
 
 
 def spec(folder: Path, **more) -> Spec:
@@ -54,6 +54,28 @@ def test_what_torchrun_starts_again_does_not_overwrite_itself(tmp_path, monkeypa
         assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_run_does_not_overwrite_what_it_reads(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "spec.toml").touch()
+    for key, name in (("name", "model"), ("tokenizer", "model"), ("adapter", "model/..//model")):
+        asked = Spec(model=Model(**{key: str(tmp_path / "run" / name)}), run=Run(out=str(tmp_path / "run"), overwrite=True))
+        with pytest.raises(FinloraError, match=f"would remove .*, which model.{key} asks for"), runs.begun(asked):
+            pass
+    assert (tmp_path / "run" / "model").exists()
+
+
+def test_hidden_files_and_linked_folders_of_the_user_stay(tmp_path):
+    (tmp_path / "run" / ".data.part").mkdir(parents=True)
+    with pytest.raises(FinloraError, match="holds files that are not a run's"), runs.begun(spec(tmp_path / "run")):
+        pass
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "kept").touch()
+    with runs.begun(spec(tmp_path / "other")) as (folder, _):
+        (folder / "checkpoints").symlink_to(tmp_path / "disk")
+    with runs.begun(spec(tmp_path / "other", overwrite=True)) as (folder, _):
+        assert not (folder / "checkpoints").is_symlink() and (tmp_path / "disk" / "kept").exists()
+
+
 def test_a_finished_run_on_other_shards_is_no_answer(tmp_path, raw_shards):
     asked = Spec(run=Run(out="runs/x"), data=Data(text=[], shards=str(raw_shards), row_tokens=16))
     sheet = {"data": [{"sha256": words.corpus(asked, None).told[0]["sha256"]}]}
@@ -71,6 +93,25 @@ def raw_shards(tmp_path):
     (tmp_path / "a.txt").write_text("Sales rose. " * 50, encoding="utf-8")
     tokenise([str(tmp_path / "a.txt")], new_tokenizer(), tmp_path / "shards", validation=0.0)
     return tmp_path / "shards"
+
+
+def test_training_as_it_will_be_kept_runs_whole(tmp_path):
+    (tmp_path / "a.txt").write_text("Sales rose by 3 percent. " * 40, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Profit fell by 4 percent. " * 40, encoding="utf-8")
+    gpt2 = {"family": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    for codec in ("int8", "nf4"):
+        out = tmp_path / codec
+        told = pretrain(spec_from_dict({
+            "run": {"out": str(out), "device": "cpu", "dtype": "float32"}, "model": {"config": gpt2, "vocab_size": 270},
+            "structure": {"kind": "lowrank", "keep": 0.5, "rounded": codec},
+            "data": {"text": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], "row_tokens": 16, "validation": 0.0}, "train": {"steps": 2, "batch": 2},
+        }))  # fmt: skip
+        assert told["train"]["steps"] == 2 and told["train"]["activation_bytes"] is None
+        again = pretrain(spec_from_dict({
+            "run": {"out": str(tmp_path / f"{codec}-more"), "device": "cpu", "dtype": "float32"}, "model": {"name": str(out / "model")},
+            "data": {"text": [str(tmp_path / "a.txt")], "row_tokens": 16, "validation": 0.0}, "train": {"steps": 1, "batch": 2},
+        }))  # fmt: skip
+        assert again["method"] == "lora" and (tmp_path / f"{codec}-more" / "adapter").is_dir()
 
 
 def test_the_text_told_is_the_text_taken(tmp_path):
