@@ -45,6 +45,13 @@ def test_list_and_check_run(here, capsys):
     assert "lora" in capsys.readouterr().out
 
 
+def test_the_study_that_is_shown_can_be_planned(here, capsys):
+    shown = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    (here / "ranks.toml").write_text(re.search(r"```toml\n(.*?)```", shown, re.DOTALL)[1], encoding="utf-8")
+    assert main(["study", "plan", "ranks.toml", "--probe", "none"]) == 0
+    assert "6 runs to choose train.lr, 12 runs to grade" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_blocks_run_in_order(here):
     """All commands but those that name the user's own data, cut to a few steps and examples."""
