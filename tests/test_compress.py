@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from finlora import model as models
 from finlora.calibrate import collect
 from finlora.compress import Compress, compress, look
-from finlora.decompose import _shared
+from finlora.decompose import _allocate, _shared
 from finlora.errors import FinloraError
 from finlora.registry import names, pick
 from finlora.seam import Stats
@@ -146,6 +148,52 @@ def test_allocations_spend_the_same_budget(base, text, tmp_path, allocation, seq
     assert {n: after.structured[n][1].rank for n in after.structured} == {n: k for n, k in ranks.items() if k}
 
 
+def test_the_allocation_by_loss_looks_at_roots_of_errors_and_at_how_much_blocks_turn(monkeypatch):
+    """Errors far apart, of which the uniform ranks' are taken; the second block turns its inputs more than the first."""
+    package = sys.modules["finlora.compress"]
+    monkeypatch.setattr(package, "turned", lambda *_: {"0": 0.1, "1": 0.3})
+    shapes = {f"{b}.{kind}": (24, 24) for b in "01" for kind in ("up", "down")}
+    even = _allocate.uniform(shapes, 0.5)
+    losses = {n: [scale * 0.5**k for k in range(13)] for n, scale in zip(shapes, (1e4, 1.0, 1.0, 1e4))}
+    s = SimpleNamespace(allocation="loss", alpha=0.25, alphas=(), keep=0.5, floor=0.25)
+    work = SimpleNamespace(settings=s, model=SimpleNamespace(structured={}), shapes=shapes, blocks={b: [n for n in shapes if n[0] == b] for b in "01"}, rows=[], length=8)
+    ranks, tried = package._shared_out(work, even, losses, None, [], print)
+    scores = {n: (1.0 + int(n[0])) ** 0.25 * math.log(math.e + math.sqrt(losses[n][even[n]])) ** 0.75 for n in shapes}
+    assert ranks == _allocate.scored(shapes, 0.5, scores, 0.25) and not tried and len(set(ranks.values())) > 2
+
+
+def test_a_block_that_hands_its_inputs_on_has_turned_nothing(make_model, tokenizer):
+    from finlora.text import document
+
+    model = models.rewire(make_model("llama"))
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        model.linears[f"model.layers.0.{name}"].store.put(torch.zeros(model.linears[f"model.layers.0.{name}"].shape))
+    rows = [document("net sales rose, and profit fell", tokenizer, "a")]
+    found = look.turned(model, {**{f"model.layers.{k}": [f"model.layers.{k}.x"] for k in (0, 1)}, "alone": ["alone"]}, rows, 64)
+    assert found["model.layers.0"] == pytest.approx(0, abs=1e-6) and 0.05 < found["model.layers.1"] < 2 and found["alone"] == 0
+
+
+def test_blocks_are_calibrated_together_as_far_as_their_moments_fit(monkeypatch):
+    package = sys.modules["finlora.compress"]
+    monkeypatch.setattr(package, "MOMENTS", 3 * 4 * 10**2)
+    work = SimpleNamespace(blocks={b: [f"{b}.x"] for b in "abcdefg"}, shapes={f"{b}.x": (5, 20 if b == "e" else 10) for b in "abcdefg"})
+    assert ["".join(group) for group in package._groups(work)] == ["abc", "d", "e", "fg"]
+
+
+def test_an_allocation_that_was_tried_leaves_nothing_behind(base):
+    package, model, name = sys.modules["finlora.compress"], opened(base("llama")), "model.layers.0.mlp.up_proj"
+    work = SimpleNamespace(record=pick("decomposition", "swift"), model=model, kind=torch.float32)
+    store = model.linears[name].store
+    with package._as_it_was(model, [name]) as restore:
+        for restored in (True, False):
+            package.place(work, name, torch.ones(2, 32), torch.ones(48, 2))
+            assert model.linears[name].store is not store and list(model.structured) == [name]
+            if restored:
+                restore()
+                assert model.linears[name].store is store and not model.structured
+    assert model.linears[name].store is store and not model.structured
+
+
 def test_search_takes_the_best_of_what_it_tried(base, text, tmp_path):
     """Judged on one half of the held-out text, measured on the other; linears that stay dense keep their weight."""
     s = settings(base, text, tmp_path / "out", allocation="search", alphas=(0.0, 1.0), keep=0.85)
@@ -262,6 +310,14 @@ def test_held_out_documents_are_whole_and_the_seed_draws_them(base, text, tokeni
     assert {r.id.split("/")[0] for r in only[0]} == {"odd"}
     own = look.texts(settings(base, text, "x", tokens=100_000, val_text=(text,)), tokenizer, 32)
     assert len(ids(own[0])) == 40 and ids(own[1]) <= ids(own[0]), "text to measure on of its own leaves all of the other to calibrate on"
+
+
+def test_of_a_single_document_the_last_rows_are_held_out(base, tokenizer, tmp_path):
+    (tmp_path / "one.txt").write_text("Net sales rose and profit fell. " * 20, encoding="utf-8")
+    s = settings(base, str(tmp_path / "one.txt"), "x")
+    rows, held, told = look.texts(s, tokenizer, 8)
+    whole, _, _ = look.texts(settings(base, str(tmp_path / "one.txt"), "x", validation=0.0), tokenizer, 8)
+    assert rows + held == whole and len(held) == round(0.2 * len(whole)) > 1 and told["rows"] == len(rows)
 
 
 def test_short_text_works_and_says_so_once(base, tmp_path):

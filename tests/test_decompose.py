@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from finlora import decompose
-from finlora.decompose import _allocate, _shared, _solve
+from finlora.decompose import _allocate, _shared, _solve, svd_llm
 from finlora.errors import FinloraError
 from finlora.registry import names, pick
 from finlora.seam import Stats
@@ -176,6 +176,18 @@ def test_a_ridge_spares_what_was_not_seen():
     assert seen[0] < seen[1] and fresh[1] < fresh[0]
 
 
+def test_a_singular_moment_is_raised_by_a_part_of_its_mean_diagonal():
+    C = torch.diag(torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64))
+    for size in (1.0, 1e-4, 1e6):  # whatever the inputs' unit
+        L = svd_llm.whitening(size * C, 1e-6)
+        torch.testing.assert_close(L @ L.T, size * (C + 1e-6 * 2 * torch.eye(3, dtype=C.dtype)), rtol=1e-12, atol=0)
+
+
+def test_a_ridge_is_a_part_of_the_mean_diagonal():
+    C = torch.diag(torch.tensor([1.0, 2.0, 9.0]))
+    assert torch.equal(_shared.damped(C, 0.5), C + 2 * torch.eye(3)) and _shared.damped(C, 0.0) is C
+
+
 @pytest.mark.parametrize("name", FAMILY)
 def test_what_was_never_used(name):
     """Inputs that were always zero, no gradient at all, a weight of zeros: finite, and where there is something to keep, kept."""
@@ -331,6 +343,26 @@ def test_the_spectral_allocation_is_the_best_there_is():
     best = min(loss(dict(zip(shapes, ks))) for ks in itertools.product(range(1, 6), repeat=3) if sum(ks) <= 8)
     assert loss(_allocate.spectral(shapes, keep, errors, 0.0)) == pytest.approx(best, rel=1e-12)
     assert loss(_allocate.uniform(shapes, keep)) > 1.05 * best
+
+
+def test_a_rank_goes_where_it_takes_most_error_for_its_parameters():
+    """One rank of `wide` takes 0.3 of its error for 72 parameters, one of `square` 0.2 for 24: three of those are the better buy."""
+    shapes = {"square": (12, 12), "wide": (12, 60)}
+    errors = {"square": [1.0, 0.9, 0.7, 0.5, 0.3, 0.25], "wide": [1.0, 0.9, 0.6, *[0.5] * 7]}
+    assert _allocate.spectral(shapes, (24 + 72 + 72) / (144 + 720), errors, 0.0) == {"square": 4, "wide": 1}
+
+
+def test_what_is_left_goes_to_who_wishes_most():
+    for wish, wanted in (((0.2, 0.7), (1, 2)), ((0.7, 0.2), (2, 1))):
+        ranks = _allocate._rest({"a": (12, 12), "b": (12, 12)}, 3 * 24, {"a": 1, "b": 1}, dict(zip("ab", wish)))
+        assert tuple(ranks.values()) == wanted
+
+
+def test_scores_weigh_importance_by_alpha_and_loss_by_the_rest():
+    loss = math.e**3 - math.e  # log(e + loss) is 3
+    assert [_allocate.score(2.0, loss, alpha) for alpha in (0.0, 0.5, 1.0)] == pytest.approx([3.0, 6**0.5, 2.0])
+    assert _allocate.importances({"a": 0.1, "b": 0.5, "c": 0.2}) == pytest.approx({"a": 1.0, "b": 2.0, "c": 1.25})
+    assert _allocate.importances({"a": 0.1, "b": 0.1}) == {"a": 1.0, "b": 1.0}
 
 
 def test_a_share_that_no_rank_can_keep_is_refused_with_the_least():

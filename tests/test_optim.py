@@ -349,6 +349,22 @@ def test_muon_steps_entries_of_adamws_size_in_rotated_bases_alike():
     assert 0.1 < size < 0.3  # 0.2 by construction; AdamW's are between 0.2 and 0.4 (2502.16982)
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_steps_as_its_equation_says(nesterov):
+    draw = functools.partial(torch.randn, 6, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    p = torch.nn.Parameter(draw())
+    group = {"params": [p], "names": ["p"], "multiplier": 1.0, "weight_decay": 0.1, "inner": True}
+    made = muon.make(muon.Muon(momentum=0.9, nesterov=nesterov), [group], SETTINGS, [])
+    wanted, m = p.detach().clone(), 0
+    for _ in range(3):
+        p.grad = draw()
+        m = 0.9 * m + 0.1 * p.grad
+        ahead = 0.1 * p.grad + 0.9 * m if nesterov else m
+        wanted = wanted * (1 - 1e-2 * 0.1) - 1e-2 * 0.2 * 6**0.5 * muon.orthogonal(ahead)
+        made.step()
+    torch.testing.assert_close(p.detach(), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_apart_and_adjusted_serve_closures():
     for name in ("muon", "riemannian"):
         problem = Problem(registry.pick("optimizer", name))

@@ -341,6 +341,8 @@ def test_small_tensors_and_those_outside_linears_are_adamws_bitwise():
     case, plain = Case("adamw8bit", AdamW8bit()).run(5), Case("adamw", registry.pick("optimizer", "adamw").config()).run(5)
     for key in case.params:
         assert torch.equal(case.params[key], plain.params[key]) == (key != "tall")
+    for least, rounded in ((72 * 64, True), (72 * 64 + 1, False)):  # 32 bits for those of fewer values
+        assert ("first_absmax" in Case("adamw8bit", AdamW8bit(least=least)).run(1).state("tall")) == rounded
     everywhere = Case("adamw8bit", AdamW8bit(everywhere=True)).run(5)
     assert "first" in everywhere.state("embedding") and "first" not in everywhere.state("v")
 
@@ -710,6 +712,14 @@ def test_the_exact_step_waits_for_full_rank(pair):
     for k in range(3):
         case.step(k)
         assert case.state("B")["turn"] == k and case.params["A"].any() and case.params["B"].any()
+
+
+def test_an_exact_step_is_followed_by_the_usual_decay_of_each_factor():
+    shapes = {"A": (R, I), "B": (O, R)}
+    plain, decayed = (Case("loro", Loro(every=1, rewarm=0), decay=d, dtype=torch.float64, shapes=shapes).run(1) for d in (0.0, 0.1))
+    assert plain.state("A")["turn"] == decayed.state("A")["turn"] == 1
+    for key in shapes:
+        torch.testing.assert_close(decayed.params[key], plain.params[key] * (1 - 1e-2 * 0.1), rtol=1e-12, atol=0)
 
 
 def test_by_rank_parts_the_groups_and_keeps_their_names():

@@ -17,23 +17,24 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from finlora import parallel, restructure
+from finlora import parallel, restructure, wiring
 from finlora.errors import FinloraError
 from finlora.model import new_model, rewire
-from finlora.parallel import Settings, bubble, mesh, stages
+from finlora.parallel import Settings, bubble, mesh, stages, wires
 from finlora.parallel.copies import second
-from finlora.parallel.pipeline import microbatches
-from finlora.parallel.spread import Replicas
+from finlora.parallel.pipeline import Clock, Pipeline, microbatches
+from finlora.parallel.spread import Apart, Replicas, add_gradients
 from finlora.registry import pick
 from finlora.spec import Train
 from finlora.text import Tokens
-from finlora.train import fit
+from finlora.train import batches_of, fit
 
 T, STEPS = 16, 4
 TRAIN = Train(steps=STEPS, batch=8, lr=5e-3, warmup=1, weight_decay=0.1, validate_every=2, micro_rows=2, clip=1.0)
@@ -462,6 +463,68 @@ def test_a_second_tree_leaves_the_first_alone(make_model):
     other.linears.popitem()[1].adapters["default"]["A"] = torch.nn.Parameter(torch.zeros(1))
     assert [m for _, m in before] == [m for _, m in made.body.named_modules()] and not made.body.base_model.wte._forward_hooks
     assert all(linear.adapters["default"]["A"].ndim == 2 for linear in made.linears.values())
+
+
+def test_each_process_draws_by_its_own_seed_and_finds_its_own_state_again(monkeypatch):
+    def at(rank):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        return Apart(None, rank, 3)
+
+    assert at(0).seed(7) == 7 and len({at(rank).seed(7) for rank in range(3)}) == 3
+    assert [list(at(rank).share(range(7))) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    held = {name: torch.Generator().manual_seed(k).get_state() for k, name in enumerate(("cpu", "cpu-1"))}
+    found = [at(rank).local({"rng": held, "trainable": {}})["rng"] for rank in range(4)]
+    assert all(list(one) == ["cpu"] for one in found) and found[0]["cpu"] is held["cpu"] and found[1]["cpu"] is held["cpu-1"]
+    assert not torch.equal(found[2]["cpu"], found[3]["cpu"]), "begun with fewer processes: each new one has a source of its own"
+
+
+def test_a_replica_without_an_example_adds_nothing_to_the_held_out_loss(monkeypatch, make_model, tokenizer):
+    sent = []
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(wires, "totals", lambda values, *_: sent.append(values) or [1.0, 1.0])
+    spread = Replicas(make_model("llama"), lambda tokens: batches_of(tokens, T, 2), 1, 2)
+    held = examples(tokenizer)[1]
+    spread.mean_nats(held[:1])
+    spread.mean_nats(held[:2])
+    assert sent[0] == [0.0, 0.0] and min(sent[1]) > 1
+
+
+def test_a_gradient_that_another_replica_alone_has_is_added_to_zero(monkeypatch):
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    added = []
+    monkeypatch.setattr(wires, "totals", lambda values, *_: [values[0] + 1, values[1] + 0])
+    monkeypatch.setattr(wires, "add_up", lambda grads, group: added.extend(grads))
+    add_gradients([p, q], None)
+    assert len(added) == 1 and added[0] is p.grad and not p.grad.any() and q.grad is None, "what none has reached has no gradient"
+
+
+def test_a_renewal_is_the_first_replicas_and_its_warm_up_the_longest_of_the_stages(monkeypatch):
+    p, sent = torch.nn.Parameter(torch.ones(2)), []
+    monkeypatch.setattr(wiring, "refresh", lambda model, *_: (model, 3))
+    monkeypatch.setattr(wires, "broadcast", sent.append)
+    monkeypatch.setattr(wires, "totals", lambda values, largest: [max(*values, 7)])  # another stage warms up longer
+    for renewed in ([p], []):
+        for kind, warm in ((Replicas, 3), (Pipeline, 7)):
+            made = object.__new__(kind)
+            made.model, made.sharded = renewed, False
+            assert made.refresh("default", 1, 2, 0) == (renewed, warm)
+    assert sent == [[p]]
+
+
+def test_a_clock_leaves_out_the_first_run_and_tells_the_share_that_was_idle(monkeypatch):
+    ticks, clock = itertools.count(), Clock(torch.device("cpu"))
+    monkeypatch.setattr(clock, "_now", lambda: float(next(ticks)))
+    for counts in (False, True, True):
+        with clock.schedule(counts):
+            for _ in range(3):
+                with clock.work():
+                    pass
+    assert (clock.busy, clock.span) == (2 * 3, 2 * 7)  # a tick each, and one at every beginning and end
+    monkeypatch.setattr(wires, "totals", lambda values, *_: [2 * v for v in values])
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    stub = SimpleNamespace(clock=clock, costs=[1.0, 2.0, 5.0], spans=[(0, 2), (2, 3)], replicas=1, sharded=False, p=2, kind="gpipe", m=4)
+    told_ = Pipeline.told(stub)["parallel"]
+    assert told_["bubble"] == pytest.approx(4 / 7) and told_["cost"] == [3 / 8, 5 / 8] and told_["blocks"] == [2, 1]
 
 
 def test_microbatches():

@@ -7,16 +7,19 @@ import json
 import math
 import re
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
 from finlora.errors import FinloraError
 from finlora.registry import pick
+from finlora.report import plots
 from finlora.report import pretraining_compare as compare
 from finlora.report import pretraining_sizes as sizes
-from finlora.report.pretraining import FILES, figures, is_pretraining, report
-from finlora.report.pretraining_claim import MARGIN, judged, levels, signed
+from finlora.report.pretraining import FILES, _state, figures, is_pretraining, report
+from finlora.report.pretraining_claim import MARGIN, _trend, judged, levels, signed
 from finlora.report.pretraining_data import _work, load
+from finlora.report.pretraining_plots import Line, lines
 
 VOCAB, TOKENS = 2048, 400_000
 CONFIGS = {name: {"family": "gpt2", "n_embd": d, "n_layer": n, "n_head": 1, "n_positions": 128} for name, (d, n) in {"s": (96, 3), "m": (144, 4), "l": (224, 5)}.items()}
@@ -138,6 +141,18 @@ def test_equal_tokens_are_paired_by_seed(said):
     assert not any(r["arm"] in BUDGETS for rows in said["comparisons"].values() for r in rows)
 
 
+def test_what_saw_more_tokens_is_not_compared_at_equal_ones(tmp_path):
+    def longer(sheet, size, arm, seed):
+        if arm == "fast":
+            sheet["train"]["tokens"] = int(1.05 * TOKENS)
+
+    said = figured(tmp_path / "study", only=["s"], change=longer)
+    found = row(said, "tokens", "0.545M", "fast")
+    assert found["difference"] is None and found["why"] == "dense has no run of the same seed and as many tokens"
+    held = row(said, "memory", "0.545M", "fast")
+    assert held["difference"] is None and held["bound"] is None and row(said, "tokens", "0.545M", "slow")["difference"]["n"] == 3
+
+
 def test_equal_flops_and_wall_are_dense_on_what_they_buy(said):
     said, _ = said
     arms = {(a["size"], a["arm"]): a for a in said["arms"]}
@@ -179,6 +194,19 @@ def test_what_timing_wobbles_by_is_in_the_interval_at_equal_wall_time(tmp_path):
         assert d["value"] == pytest.approx(-0.2 * math.log2(1.5))
         widths.append(d["high"] - d["low"])
     assert widths[0] == pytest.approx(0, abs=1e-9) and widths[1] == pytest.approx(2 * T2 * 0.2 * math.log2(1.5) / math.sqrt(3))
+
+
+def test_speeds_are_tested_against_the_claims(tmp_path):
+    """Ratios about 1.3 differ from 1 and not from what is claimed; their median is no mean."""
+    rates = {0: 1250.0, 1: 1300.0, 2: 1352.0}
+
+    def near(sheet, size, arm, seed):
+        if arm == "fast":
+            sheet["train"]["tokens_per_s"] = rates[seed]
+
+    found = next(r for r in figured(tmp_path / "study", only=["s"], change=near)["speeds"] if r["arm"] == "fast")
+    assert found["ratio"]["value"] == pytest.approx(1.3) and found["median"] == pytest.approx(1.3, rel=1e-9)
+    assert found["ratio"]["p"] < 0.01 and found["ratio"]["holm_p"] > 0.99
 
 
 def test_equal_memory_is_a_line_over_sizes(said):
@@ -251,6 +279,13 @@ def test_an_offset_that_the_seeds_of_a_size_share_is_no_trend(tmp_path):
     assert slope["value"] > 0.01 and slope["low"] < 0 and slope["p"] > 0.1
 
 
+def test_a_trend_is_told_by_holm():
+    for holm, told in ((0.06, "grows for 0 arms, shrinks for 0, and shows no trend for 1"), (0.04, "grows for 1 arms, shrinks for 0, and shows no trend for 0")):
+        slope = {"value": 0.1, "low": 0.01, "high": 0.19, "p": 0.03, "holm_p": holm}
+        arm = {"size": "s", "arm": "a", "structured": True, "compared": False}
+        assert told in _trend({"trend": [{"arm": "a", "sizes": 3, "slope": slope}], "arms": [arm], "sizes": [{"size": "s"}], "reference": "dense"})
+
+
 def test_bytes_are_counted_by_hand(said):
     said, _ = said
     for arm in (a for a in said["arms"] if a["size"] == "s" and a["compared"] or a["arm"] == "dense"):
@@ -271,6 +306,12 @@ def test_a_fixed_support_has_bytes_but_no_parameters():
     values = record.count(cfg, 32, 64)
     assert sizes.fixed_bytes("sltrain", told, {"x": (64, 32)}) == 4 * K
     assert sizes.stored("", "sltrain", told, {"x": (64, 32)}, values) == 2 * values + 4 * K
+    codec = pick("codec", "int8")
+    bits = sum(o * i * codec.bits(codec.config(), (o, i)) for o, i in ((4, 32), (64, 4)))
+    assert sizes.stored("int8", "sltrain", told, {"x": (64, 32)}, values) == bits / 8 + 2 * K + 4 * K, "entries in 16 bits"
+    assert _state(SimpleNamespace(params=values, linears=told, kind="sltrain"), {"x": (64, 32)}) == 16 * values + 4 * K
+    low = {"x": {"inner": asdict(pick("structure", KIND).config(rank=4)), "share": 0.5}}
+    assert _state(SimpleNamespace(params=384, linears=low, kind=KIND), {"x": (64, 32)}) == 16 * (384 + 64 * 32), "and a guide while it lasts"
 
 
 def test_the_verdicts_follow_the_rule(said):
@@ -353,6 +394,7 @@ def test_reproduced_and_open_are_said_with_what_was_measured(tmp_path):
     sd = math.sqrt((0.001**2 + 0.01**2) / 2)
     power = said["power"][0]
     assert power["paired_sd"] == pytest.approx(sd) and power["excluded"] == pytest.approx(T2 * sd / math.sqrt(3)) and power["dense_sd"] == pytest.approx(0.03)
+    assert power["named"] == pytest.approx(6.205346816570 * sd / math.sqrt(3)), "Student's 98.75% point at 2 degrees of freedom: the first of two arms by Holm"
     assert f"The smallest loss that 3 seeds could have excluded at equal tokens, had none been measured, is {power['excluded']:.3f} at 0.545M nats a token" in text
 
 
@@ -390,6 +432,7 @@ def test_how_it_was_measured_is_told_where_the_receipts_say_it(tmp_path):
     (folder / "search" / "one" / "receipt.json").write_text(json.dumps(trial))
     said = figures(folder, codecs=("int8",))[1]
     how = dict(said["how"])
+    assert said["setting"]["trials"]["flops"] == 6 * 100_000 * trial["model"]["forward_multiply_adds"]
     assert how["recipe"] == "schedule cosine, weight decay 0.1" and how["threads a run"] == "1" and how["resumed runs"] == "5"
     assert "fast: loro every 40 rewarm 5" in how["optimisers"] and how["dropout"] == "as the architecture has it by default"
     assert how["processor time"].startswith("0.97 processor seconds a second") and "1 runs of 100 steps, 0.10 h and" in how["search of train.lr"]
@@ -424,8 +467,10 @@ def test_the_files_say_the_same_and_name_no_folder(said):
     assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
     texts = {name: (out / name).read_text(encoding="utf-8") for name in FILES}
     assert json.loads(texts["report.json"])["conclusion"] == said["conclusion"]
-    lines = list(csv.DictReader(texts["runs.csv"].splitlines()))
-    assert len(lines) == 45 and float(lines[0]["nats_per_token"]) == pytest.approx(dense_loss("s", TOKENS)) and lines[0]["arm"] == "dense"
+    rows = list(csv.DictReader(texts["runs.csv"].splitlines()))
+    dense = next(a for a in said["arms"] if (a["size"], a["arm"]) == ("s", "dense"))
+    assert float(rows[0]["flops_per_token"]) == dense["flops_per_token"] and int(rows[0]["non_embedding"]) == dense["non_embedding"]
+    assert len(rows) == 45 and float(rows[0]["nats_per_token"]) == pytest.approx(dense_loss("s", TOKENS)) and rows[0]["arm"] == "dense"
     for text in texts.values():
         assert "/some/where" not in text and "/a/tokenizer" not in text
     assert said["conclusion"][0] in texts["report.md"] and said["conclusion"][0] in texts["report.html"]
@@ -433,6 +478,12 @@ def test_the_files_say_the_same_and_name_no_folder(said):
     for title in ("At equal tokens", "At equal training FLOPs", "At equal wall time", "At equal memory of training", "Trend over size", "What these seeds and lines can tell", "How it was measured", "GPT-2 at 2.64x", "Search of train.lr"):
         assert f"## {title}\n" in texts["report.md"] and title in texts["report.html"]
     assert all(line.count("|") >= 3 for line in texts["report.md"].splitlines() if line.startswith("|"))
+
+
+def test_bars_reach_from_the_low_end_to_the_high(monkeypatch):
+    monkeypatch.setattr(plots, "_inline", lambda figure, title: figure)
+    drawn = lines([Line("a", [(2.0, 5.0, 4.0, 8.0), (1.0, 3.0, 3.0, 3.0)], 0)], "x", "y", "t").axes[0].containers[0]
+    assert [bar.tolist() for bar in drawn.lines[2][0].get_segments()] == [[[1.0, 3.0], [1.0, 3.0]], [[2.0, 4.0], [2.0, 8.0]]]
 
 
 def test_one_seed_and_missing_arms_are_said(tmp_path):

@@ -176,6 +176,33 @@ def test_a_guide_fades_out_and_leaves_the_structure_alone(tokenizer, tmp_path):
     assert torch.equal(out(opened(tmp_path / "m")), out(model))
 
 
+def test_beside_a_guide_a_structure_keeps_its_rates_its_decay_and_its_balancing():
+    lone, draw = pick("structure", "lowrank"), torch.Generator().manual_seed(0)
+    cfg, both = Guided(lone.config(rank=4, frobenius=0.1, lr_scale="fan_in", refactor=2), 0.5), guided(lone)
+    params = both.init(cfg, 80, 48, 0.05, draw)
+    assert both.groups(cfg, params) == {"A": 0.5, "B": 10.0, GUIDE: 1.0, ALPHA: 1.0}
+    for p in params.values():
+        p.grad = torch.zeros_like(p)
+    both.tend([(cfg, params)], 0, 10)
+    A, B = params["A"], params["B"]
+    torch.testing.assert_close(A.grad, 0.1 * B.t() @ B @ A)
+    assert not params[GUIDE].grad.any() and params[ALPHA] == fade(1, 10, 0.5)
+    assert both.refresh(cfg, params, 3, 10, draw) is None
+    after = both.refresh(cfg, params, 2, 10, draw)
+    assert not torch.equal(after["A"], A) and after[GUIDE] is params[GUIDE] and after[ALPHA] is params[ALPHA]
+
+
+def test_a_guide_is_not_counted_among_trained_values(tokenizer):
+    bare = fresh(tokenizer)
+    assert restructure.trained_values(bare) == sum(p.numel() for p in bare.trainable().values()) == restructure.trained_values(fresh(tokenizer, guided=0.5))
+
+
+def test_a_guide_of_what_is_not_linear_is_drawn_as_a_dense_weight():
+    record = pick("structure", "cola")
+    W = guided(record).init(Guided(record.config(rank=4), 0.5), 80, 48, 0.05, torch.Generator().manual_seed(0))[GUIDE]
+    assert W.shape == (48, 80) and float(W.std()) == pytest.approx(0.05, rel=0.05)  # 3840 draws: met to 1.1 %
+
+
 @pytest.mark.parametrize("guided_share", [0.0, 0.5])
 def test_trained_as_it_will_be_kept_the_model_is_what_the_codec_gives(guided_share, tokenizer, tmp_path):
     model = fresh(tokenizer, rounded="int8", guided=guided_share)
@@ -187,6 +214,22 @@ def test_trained_as_it_will_be_kept_the_model_is_what_the_codec_gives(guided_sha
     assert linear.adapters["default"]["A"].grad.abs().max() > 0
     models.save(model, tmp_path / "m")
     assert (out(opened(tmp_path / "m", codec="int8")) - out(model)).abs().max() < 1e-5
+
+
+def test_structures_begin_by_seed_and_name_at_the_size_of_the_weight(tokenizer):
+    record = pick("structure", "dense")
+
+    def begun(seed):
+        model = models.new_model(SHAPES["gpt2"], tokenizer, 0, dtype="float32", device="cpu")
+        restructure.put(model, restructure.plan(record, record.config(), {n: s for n, s in restructure.shapes_of(model.body).items() if "attn" in n}), seed)
+        return {name: linear.adapters["default"]["W"].detach() for name, linear in model.linears.items()}
+
+    one, same, other = begun(0), begun(0), begun(1)
+    assert all(torch.equal(one[n], same[n]) and not torch.equal(one[n], other[n]) for n in one)
+    first, second = (one[f"transformer.h.{k}.attn.c_attn"] for k in (0, 1))
+    assert not torch.equal(first.sign(), second.sign()), "the same draws at another size"
+    for name, size in (("c_attn", 0.02), ("c_proj", 0.01)):  # GPT-2 draws what closes a residual branch of 2 layers at half the size
+        assert float(one[f"transformer.h.0.attn.{name}"].std()) == pytest.approx(size, rel=0.1)
 
 
 def test_a_plan_hits_its_target(tokenizer):

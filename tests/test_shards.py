@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from finlora import corpus, data
 from finlora.corpus import Document
 from finlora.errors import FinloraError
 from finlora.scratch import words as memory
-from finlora.shards import build, open_shards, order, spool, streamed, thinned, tokenise, unit, words, workers
+from finlora.shards import build, open_shards, order, plan, spool, streamed, thinned, tokenise, unit, words, workers
 from finlora.tokenizer import train_tokenizer
 
 SENTENCES = [
@@ -261,6 +262,24 @@ def test_shards_that_are_replaced_under_a_reader_are_noticed(text, raw, tmp_path
     train, _ = open_shards(tmp_path / "out", 16)
     tokenise([str(text / "a.jsonl")], raw, tmp_path / "out", overwrite=True)
     refused(lambda: train[0], "was replaced while it was read")
+
+
+def test_units_of_few_and_of_many_bytes_have_a_least_and_a_largest_size(tmp_path, monkeypatch):
+    for name, value in (("LEAST", 10), ("LARGEST", 100), ("UNITS", 4)):
+        monkeypatch.setattr(plan, name, value)
+    files = [tmp_path / "a", tmp_path / "b"]
+    for size, wanted in ((10, 10), (100, 50), (1000, 100)):
+        for file in files:
+            file.write_bytes(b"x" * size)
+        assert plan.unit_bytes([files[:1], files[1:]]) == wanted
+
+
+def test_a_unit_is_as_many_neighbouring_files_as_fit(tmp_path):
+    size = {lines(tmp_path / f"{k}.jsonl", [{"text": "x" * 30}]).stat().st_size for k in range(7)}.pop()
+    for fit in (1, 2, 3, 7):
+        for most in (fit * size, fit * size + size - 1):
+            got = [[Path(s.file).name[0] for s in u.spans] for u in plan.units(plan.sources([str(tmp_path)]), [str(tmp_path)], most)]
+            assert ["".join(names) for names in got] == ["0123456"[k : k + fit] for k in range(0, 7, fit)]
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])
@@ -501,6 +520,17 @@ def test_a_large_file_of_another_time_counts_as_changed_unless_its_whole_hash_is
     open_shards(tmp_path / "True", 16)
 
 
+def test_a_quick_fingerprint_reads_both_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "END", 8)
+    file = tmp_path / "x"
+
+    def ends(at):
+        file.write_bytes(bytes(at == k for k in range(100)))
+        return plan.fingerprint(file, False)["ends"]
+
+    assert len({ends(at) for at in (-1, 0, 7, 92, 99)}) == 5 and ends(8) == ends(91) == ends(-1)
+
+
 def test_a_source_that_changes_while_it_is_read_is_noticed(text, raw, tmp_path, monkeypatch):
     write = unit.write_tokens
 
@@ -568,6 +598,13 @@ def test_weights_say_how_often_a_source_counts(text, raw, tmp_path):
     assert [p.ids for p in even] == first + second
 
 
+def test_each_split_has_the_hash_of_its_own_tokens(text, raw, tmp_path):
+    told = tokenise([str(text)], raw, tmp_path / "out", unit_bytes=3000, validation=0.3)
+    for split, shards in zip(("train", "validation"), open_shards(tmp_path / "out", 16)):
+        files = [hashlib.sha256((tmp_path / "out" / f"{s['name']}.{split}.tokens").read_bytes()).hexdigest() for s in told["shards"] if s[split]["documents"]]
+        assert len(files) > 1 and shards.sha256 == hashlib.sha256("".join(files).encode()).hexdigest()
+
+
 def test_thinned_pieces_are_evenly_spread(text, raw, tmp_path):
     tokenise([str(text)], raw, tmp_path / "out")
     train, _ = open_shards(tmp_path / "out", 16)
@@ -593,6 +630,10 @@ def test_maps_are_closed_again_and_pages_handed_back(text, raw, tmp_path, monkey
     at = order.members(0, len(again), len(again), 5)
     assert [again[k].ids for k in at] == [wanted[k] for k in at]
     assert len(again._held) == 3 and len(given) > 10
+    last = dict.fromkeys(again[k].id.partition(".")[0] for k in reversed(at[-30:]))
+    for k in at[-30:]:
+        again[k]
+    assert [again._names[shard] for shard in again._held] == list(last)[2::-1], "those that were used last stay open"
 
 
 # ---- order --------------------------------------------------------------------------------------------------------
@@ -610,6 +651,18 @@ def test_each_epoch_is_a_permutation_whatever_the_batch(n, block, window):
         assert [i for s in range(steps) for i in order.members(s, batch, n, 11, **shape)] == stream[: steps * batch]
     if n > 50:
         assert stream[:n] != stream[n : 2 * n] and stream != order.members(0, 3 * n, n, 12, **shape)
+
+
+def test_pieces_and_blocks_are_drawn_anew_by_seed_epoch_and_window():
+    """Each by itself: the pieces of a single block, and the blocks where a window is one block."""
+
+    def drawn(seed, epoch, block):
+        return order.members(epoch, 64, 64, seed, block=block, window=1)
+
+    for block, of in ((64, lambda held: held), (8, lambda held: [i // 8 for i in held[::8]])):
+        assert len({tuple(of(drawn(seed, epoch, block))) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    held = drawn(0, 0, 8)
+    assert len({tuple(i % 8 for i in held[k : k + 8]) for k in range(0, 64, 8)}) == 8, "each window in an order of its own"
 
 
 def test_a_window_reads_few_blocks_and_mixes_them():

@@ -84,6 +84,8 @@ def test_sizes_of_known_layers():
     """Rank 145 keeps 1 / 2.64 of GPT-2's 768 x 768, 232 of its 3072 x 768."""
     assert [LOWRANK.sized(LOWRANK.config(), 768, out, 1 / 2.64).rank for out in (768, 2304, 3072)] == [145, 218, 232]
     assert LOWRANK.sized(LOWRANK.config(), 768, 768, 5.0).rank == 768
+    for rank in (37, 78, 83):  # rank * 3072 / (768 * 2304) times 768 * 2304 is a hair less than rank * 3072
+        assert LOWRANK.sized(LOWRANK.config(), 768, 2304, rank * 3072 / (768 * 2304)).rank == rank
     assert BLOCKDIAG.count(BLOCKDIAG.config(blocks=32, rank=1), 1024, 1024) == 2 * 1024**1.5, "Monarch's own size"
     with pytest.raises(FinloraError, match="keep = 0.01 leaves.*64 x 64.*at least 0.0313"):
         LOWRANK.sized(LOWRANK.config(), 64, 64, 0.01)
@@ -117,11 +119,28 @@ def test_support():
     places = params["support"]
     assert len(places) == 384 and places.dtype == torch.int32 and bool((places.diff() > 0).all()) and int(places.max()) < 3840
     assert not params["B"].any() and float(params["V"].abs().max()) <= math.sqrt(30) * laws.STD
+    assert float(params["A"].abs().max()) == pytest.approx(80**-0.5, rel=0.02), "320 draws of torch's own start of a linear"
+    assert [sltrain.entries(SLTRAIN.config(delta=d), 5, 5) for d in (1e-9, 0.1, 0.3)] == [1, 2, 7], "rounded down, at least one"
     paper = laws.made(SLTRAIN, replace(cfg, variance="paper"), (48, 80))["V"]
     assert float(paper.abs().max()) == pytest.approx(80**-0.5, rel=0.02)
     assert sltrain.narrow(places, 2**31 + 1).dtype == torch.int64
     with pytest.raises(AssertionError, match="rounded to torch.bfloat16"):
         SLTRAIN.dense(cfg, {name: p.bfloat16() for name, p in params.items()})
+
+
+def test_the_entry_that_is_taken_takes_most_of_the_error():
+    """Against every entry tried by itself, at the value that is best for it, over inputs of very different sizes."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, 6, dtype=torch.float64)
+    C, found = x.t() @ x / 50, []
+    for _ in range(8):
+        D = torch.randn(4, 6, generator=draw, dtype=torch.float64) / C.diagonal().sqrt()
+        best = ((D @ C) / C.diagonal() * torch.eye(24, dtype=D.dtype).view(24, 4, 6)).unbind()
+        wanted = min(range(24), key=lambda k: _factors.loss(D, best[k], C))
+        V, support = sltrain.worst(D, C, 1)
+        assert support.item() == wanted and V.item() == pytest.approx(float(best[wanted].sum()))
+        found.append(wanted)
+    assert len(set(found)) > 3
 
 
 def test_nothing_dense_is_kept_for_backward():
@@ -169,6 +188,13 @@ def test_blocks_fitted_with_statistics_are_exact_where_runs_are_uncorrelated():
             block, own = W[12 * h : 12 * h + 12, 20 * g : 20 * g + 20], C[20 * g : 20 * g + 20, 20 * g : 20 * g + 20]
             least += float(torch.linalg.eigvalsh(block @ own @ block.t())[:-3].sum())
     assert _factors.loss(W, _blocks.dense(R, L, 3), C) == pytest.approx(least, rel=1e-9)
+
+
+@pytest.mark.parametrize("seen", [None, stats((48, 80))], ids=["plain", "statistics"])
+def test_fitted_blocks_are_balanced(seen):
+    params = BLOCKDIAG.fit(BLOCKDIAG.config(blocks=4, rank=3), weight((48, 80)).double(), seen)
+    A, B = _blocks.parted(params["R"], params["L"], 3)
+    torch.testing.assert_close(A @ A.mT, B.mT @ B, rtol=1e-9, atol=1e-9)
 
 
 def test_a_layer_that_does_not_divide_is_refused():

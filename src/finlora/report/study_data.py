@@ -102,8 +102,10 @@ def read_study(folder: Path) -> dict[str, Any]:
     """The value of a folder's study.json.  Raises: FinloraError where there is none, or nothing of it has finished."""
     try:
         study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FinloraError(f"`{folder}` holds no study: there is no study.json", "`finlora study run` writes it when it ends") from error
     except (OSError, ValueError) as error:
-        raise FinloraError(f"`{folder}` holds no study: {error}", "finlora study run writes study.json") from error
+        raise FinloraError(f"`{folder}` holds no study that can be read: {error}", "run the study again: what has finished stays") from error
     if not study["runs"]:
         raise FinloraError(f"no run of the study in `{folder}` has finished", "run it again to go on")
     return study
