@@ -1,6 +1,6 @@
 """A pretraining study as one folder to publish: structured arms against dense at equal tokens, FLOPs, wall time and memory.
 
-    report("runs/claim", "results/cpu/claim")      writes report.md, report.html, report.json and runs.csv
+    report("runs/claim", "results/cpu/claim")      writes report.md, report.html, report.json, runs.csv and receipts.jsonl
 
 The conclusion is made from the figures by a rule (pretraining_claim.py), so that it cannot say what they do not; how they were
 measured, and what weakens them, stands beside it (pretraining_how.py); report.json holds all figures.  Nothing is trained or measured here; parameters without embeddings and bytes under codecs are counted on the
@@ -28,9 +28,10 @@ from finlora.report import (
 )
 from finlora.report.pretraining_compare import STATE, interval
 from finlora.report.pretraining_data import Study, Trained, load
+from finlora.report.study_data import public
 from finlora.report.tables import part
 
-FILES = ("report.md", "report.html", "report.json", "runs.csv")
+FILES = ("report.md", "report.html", "report.json", "runs.csv", "receipts.jsonl")
 
 
 def is_pretraining(folder: str | Path) -> bool:
@@ -49,11 +50,14 @@ def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[s
     Raises: FinloraError where the folder holds no study, its runs cannot be compared, or a codec is unknown.
     """
     study, said = figures(folder, codecs, reference)
+    held = study.held
+    lines = [json.dumps({"keys": r["keys"], "receipt": public(held.raw[r["run"]])}, ensure_ascii=False) for r in held.study["runs"]]
     texts = {
         "report.md": pretraining_text.markdown(said),
         "report.html": pretraining_page.page(study, said),
         "report.json": json.dumps(receipt.plain(said), indent=1, ensure_ascii=False) + "\n",
         "runs.csv": pretraining_text.to_csv(study, {size["size"]: size for size in said["sizes"]}),
+        "receipts.jsonl": "\n".join(lines) + "\n",
     }
     for name, text in texts.items():
         receipt.write_text(Path(out or folder) / name, text)

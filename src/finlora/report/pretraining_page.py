@@ -43,7 +43,7 @@ def page(study: Study, said: Mapping[str, Any]) -> str:
 
 def _conclusion(said: Mapping[str, Any]) -> str:
     text = "".join(f"<p>{esc(sentence)}</p>" for sentence in said["conclusion"]) + "".join(f'<p class="note">{esc(note)}</p>' for note in said["notes"])
-    files = " ".join(f'<a href="{file}">{file}</a>' for file in ("report.md", "report.json", "runs.csv"))
+    files = " ".join(f'<a href="{file}">{file}</a>' for file in ("report.md", "report.json", "runs.csv", "receipts.jsonl"))
     return f'{text}<p class="muted">The same in other forms: {files}.</p>'
 
 

@@ -131,12 +131,13 @@ def public(sheet: dict[str, Any]) -> dict[str, Any]:
     """The receipt without its curve and without the folders of the machine that made it."""
     told = json.loads(json.dumps(sheet))
     (told.get("train") or {}).pop("curve", None)
-    for section, key in (("run", "out"), ("data", "dir"), ("model", "name"), ("model", "adapter"), ("evaluate", "encoder")):
+    for section, key in (("run", "out"), ("data", "dir"), ("data", "shards"), ("model", "name"), ("model", "adapter"), ("model", "tokenizer"), ("evaluate", "encoder")):
         value = told["spec"].get(section, {}).get(key)
         if value and (section not in ("model", "evaluate") or Path(value).is_absolute()):
             told["spec"][section][key] = Path(value).name
-    if texts := told["spec"].get("evaluate", {}).get("text"):
-        told["spec"]["evaluate"]["text"] = [Path(text).name for text in texts]
+    for section in ("evaluate", "data"):
+        if texts := told["spec"].get(section, {}).get("text"):
+            told["spec"][section]["text"] = [Path(text).name for text in texts]
     if Path(str(told.get("model", {}).get("name") or "")).is_absolute():
         told["model"]["name"] = Path(told["model"]["name"]).name
     return told
