@@ -186,13 +186,10 @@ def killed(home: Path, times: int, seed: int) -> None:
         assert [point[0] for point in curve] == list(range(1, 61)), "every step once"
 
 
-def test_killed_once(home):
-    killed(home, 1, 0)
-
-
 @pytest.mark.slow
-def test_killed_ten_times(home):
-    killed(home, 10, 1)
+@pytest.mark.parametrize("times, seed", [(1, 0), (10, 1)])
+def test_killed_at_random_moments(home, times, seed):
+    killed(home, times, seed)
 
 
 @pytest.mark.slow
