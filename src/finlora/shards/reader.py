@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -32,7 +33,26 @@ OPEN, DROP, TOUCH = 64, 64 << 20, 1 << 16  # TOUCH: what the system maps at leas
 _Open = tuple[tuple[np.ndarray, np.memmap], np.ndarray, np.ndarray]
 
 
-class Shards(Sequence[Tokens]):
+class _Pieces(Sequence[Tokens]):
+    """What is indexed like a list by way of `_at`: piece i, 0 <= i < len; from the end below 0; of a slice a list."""
+
+    @overload
+    def __getitem__(self, i: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Tokens]: ...
+    def __getitem__(self, i):
+        n = len(self)
+        if isinstance(i, slice):
+            return [self._at(k) for k in range(*i.indices(n))]
+        if not -n <= i < n:
+            raise IndexError(f"piece {i} of {n}")
+        return self._at(i % n)
+
+    @abstractmethod
+    def _at(self, i: int) -> Tokens: ...
+
+
+class Shards(_Pieces):
     """One split of a folder of shards as a sequence of pieces.
 
     documents, tokens, bytes ({source: bytes of text}) are those of the split, without weights; sha256: of its tokens, file by
@@ -73,18 +93,7 @@ class Shards(Sequence[Tokens]):
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
-    @overload
-    def __getitem__(self, i: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Tokens]: ...
-    def __getitem__(self, i):
-        """Piece i; of a slice a list."""
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        n = len(self)
-        i = i + n if i < 0 else i
-        if not 0 <= i < n:
-            raise IndexError(f"piece {i} of {n}")
+    def _at(self, i: int) -> Tokens:
         copy = int(self._bounds.searchsorted(i, "right"))
         source, share = self._copies[copy]
         piece = spread(i - (int(self._bounds[copy - 1]) if copy else 0), share)
@@ -141,22 +150,14 @@ class Shards(Sequence[Tokens]):
         return self.folder / f"{self._names[shard]}.{self.split}{ending}"
 
 
-class _Thinned(Sequence[Tokens]):
+class _Thinned(_Pieces):
     def __init__(self, pieces: Sequence[Tokens], most: int):
         self.pieces, self.share = pieces, Fraction(most, len(pieces))
 
     def __len__(self) -> int:
         return int(len(self.pieces) * self.share)
 
-    @overload
-    def __getitem__(self, i: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Tokens]: ...
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        if not 0 <= i < len(self):
-            raise IndexError(f"piece {i} of {len(self)}")
+    def _at(self, i: int) -> Tokens:
         return self.pieces[spread(i, self.share)]
 
 
