@@ -17,7 +17,7 @@ from finlora.errors import FinloraError
 from finlora.methods.dora import DoRA
 from finlora.methods.lora import LoRA
 from finlora.methods.lora_plus import LoRAPlus
-from finlora.model import rewire
+from finlora.model import find_linears, rewire
 from finlora.optimizers import _apart, lora_pro, lora_rite, muon, riemannian
 from finlora.spec import OptimizerPart, Train, resolve
 from finlora.train import batches_of, step
@@ -524,6 +524,28 @@ def test_muon_leaves_embeddings_and_heads_to_adamw(make_model):
     own = {name for name, p in model.trainable().items() if p in made.own}
     assert own == {name for name, p in model.trainable().items() if ".adapters." in name}
     assert own and any("embed_tokens" in name for name in model.trainable())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("member", [m for m in FAMILY if not m.paired and m.name != "adamw"], ids=lambda member: member.name)
+def test_a_dense_model_is_pretrained_by_the_member_itself(member, family, make_model):
+    """Its linears are plain modules of the body: the member steps their matrices in its own way, and AdamW all else."""
+    chosen = {"least": 1} if hasattr(member.config(), "least") else {}
+    moved = []
+    for kind in ("adamw", (member, member.config(**chosen))):
+        model = make_model(family).requires_grad_(True)
+        made = optim.make(model, SETTINGS, kind)
+        draw = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for p in model.trainable().values():
+                p.grad = torch.randn(p.shape, generator=draw)
+            made.step()
+        moved.append({name: p.detach().clone() for name, p in model.trainable().items()})
+    theirs, ours = moved
+    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    linears = {f"{name}.weight" for name in find_linears(make_model(family).body)}
+    assert {name.removeprefix("body.") for name in differ if name.endswith("weight")} >= linears
+    assert not any("embed" in name or "wte" in name or "norm" in name or "ln_" in name for name in differ)
 
 
 def test_forget_begins_anew_for_those_and_no_other(tuned):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .errors import FinloraError
-from .model import Model
+from .model import Model, find_linears
 from .optimizers import Pair
 from .registry import pick
 from .seam import Method
@@ -73,6 +73,7 @@ def make(model: Model, settings: Settings, optimizer: str | tuple[Any, Any] | No
         id(params[key]) for method, own, params in adapted(model) for key in getattr(own, "undecayed", method.undecayed) if key in params
     }
     inner = {id(p) for _, _, params in adapted(model) for p in params.values()}
+    inner |= {id(p) for module in find_linears(model.body).values() for p in module.parameters()}  # whole, where a dense model is pretrained
     groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.trainable().items():
         decay = settings.weight_decay if p.ndim >= 2 and id(p) not in spared else 0.0
