@@ -39,7 +39,7 @@ from finlora.train import batches_of, fit
 T, STEPS = 16, 4
 TRAIN = Train(steps=STEPS, batch=8, lr=5e-3, warmup=1, weight_decay=0.1, validate_every=2, micro_rows=2, clip=1.0)
 LOWRANK = ("lowrank", {"rank": 8, "frobenius": 0.1, "refactor": 2, "lr_scale": "fan_in"})
-# name -> (family, blocks, structure or adapter, spread)
+# name -> (family, blocks, structure, adapter or optimiser, spread)
 CASES: dict[str, tuple[str, int, Any, Settings]] = {
     "llama ddp": ("llama", 2, None, Settings("ddp")),
     "gpt2 ddp": ("gpt2", 2, None, Settings("ddp")),
@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, int, Any, Settings]] = {
     "llama gpipe": ("llama", 2, None, Settings(pipeline=2, schedule="gpipe")),
     "gpt2 gpipe, tied": ("gpt2", 2, None, Settings(pipeline=2, schedule="gpipe", microbatches=8)),
     "gpt2 1f1b": ("gpt2", 3, None, Settings(pipeline=2, schedule="1f1b")),
+    "gpt2 by muon, 1f1b": ("gpt2", 2, "muon", Settings(pipeline=2, schedule="1f1b")),  # it must tell linears from the rest in any stage
     "llama 1f1b, one microbatch a process": ("llama", 2, None, Settings(pipeline=2, schedule="1f1b", microbatches=2)),
     "gpt2 interleaved": ("gpt2", 4, None, Settings(pipeline=2, schedule="interleaved")),
     "gpt2 lowrank 1f1b": ("gpt2", 2, LOWRANK, Settings(pipeline=2)),
@@ -90,10 +91,10 @@ def model(family: str, blocks: int, kind: Any, tokenizer: Any) -> Any:
 
     shape = {**SHAPES[family], ("n_layer" if family == "gpt2" else "num_hidden_layers"): blocks}
     made = new_model({"family": family, **shape}, tokenizer, 0, dtype="float32", device="cpu")
-    if isinstance(kind, str):
+    if isinstance(kind, str) and kind != "muon":
         return rewire(made, codec="nf4", method=kind, seed=0)
     made.requires_grad_(True)
-    if kind is not None:
+    if isinstance(kind, tuple):
         name, options = kind
         record = pick("structure", "lowrank" if name == "guided" else name)
         plan = restructure.plan(record, record.config(**options), restructure.shapes_of(made.body))
@@ -119,6 +120,8 @@ def told(case: tuple[str, int, Any, Settings], tokenizer: Any, team: Any = None,
     family, blocks, kind, _ = case
     made = model(family, blocks, kind, tokenizer)
     train, held = examples(tokenizer)
+    if kind == "muon":
+        more["optimizer"] = (pick("optimizer", kind), pick("optimizer", kind).config())
     out = fit(made, train, TRAIN, row_tokens=T, seed=1, validation=held, folder=folder, team=team, **more)
     return {**out, "size": {name: float(p.detach().double().square().sum()) for name, p in made.trainable().items()}}
 
