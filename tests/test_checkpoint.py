@@ -185,10 +185,13 @@ def test_tidy_keeps_the_newest_and_the_best(tmp_path):
     (tmp_path / ".step-00000003.0123abcd.part").mkdir()
     (tmp_path / ".step-00000003.0123abcd.old").mkdir()
     (tmp_path / ".notes.2024.old").write_text("the user's own")
+    for name in ("step-00000006-copy", "step-best"):
+        (tmp_path / name).mkdir()
+    mine = [".notes.2024.old", "step-00000006-copy", "step-best"]
     checkpoint.tidy(tmp_path / "step-00000007", 2, {"step-00000003"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.2024.old", "step-00000003", "step-00000006", "step-00000007"]
+    assert {p.name for p in tmp_path.iterdir()} == {*mine, "step-00000003", "step-00000006", "step-00000007"}
     checkpoint.tidy(tmp_path / "step-00000007", 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.2024.old", "step-00000007"]
+    assert {p.name for p in tmp_path.iterdir()} == {*mine, "step-00000007"}
 
 
 def test_tidy_spares_what_was_just_written_from_a_later_one_that_is_damaged(tmp_path):
@@ -209,7 +212,10 @@ def test_a_folder_that_was_being_replaced_is_put_back(tmp_path, monkeypatch):
     real = os.rename
     monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: real(a, b) if b != mine else os._exit(9))
     if not (child := os.fork()):
-        checkpoint.save(mine, OTHER, {"step": 2})
+        try:
+            checkpoint.save(mine, OTHER, {"step": 2})
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     monkeypatch.undo()
     assert not mine.exists()

@@ -388,6 +388,10 @@ def test_a_folder_that_is_not_free(base, text, tmp_path):
         compress(settings(base, text, tmp_path))
     with pytest.raises(FinloraError, match="is a file"):
         compress(settings(base, text, tmp_path / "mine.txt"))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(FinloraError, match="holds a `model` that no compression left there"):
+        compress(settings(base, text, tmp_path, overwrite=True))
+    (tmp_path / "model").rmdir()
     first = compress(settings(base, text, tmp_path, overwrite=True, keep=0.3))
     with pytest.raises(FinloraError, match=r"^keep = 0.5: the linears of .* hold \d+% of their dense parameters already"):
         compress(settings(base, text, tmp_path / "twice", model=str(tmp_path / "model"), keep=0.5))

@@ -11,7 +11,7 @@ import pytest
 from finlora import receipt, runs
 from finlora.errors import FinloraError
 from finlora.scratch import pretrain, words
-from finlora.spec import Data, Model, Run, Spec, spec_from_dict
+from finlora.spec import Data, Evaluate, Model, Run, Spec, spec_from_dict
 
 
 def spec(folder: Path, **more) -> Spec:
@@ -54,12 +54,35 @@ def test_what_torchrun_starts_again_does_not_overwrite_itself(tmp_path, monkeypa
         assert not (tmp_path / "checkpoints").exists()
 
 
+def test_overwriting_removes_nothing_that_no_run_has_made(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").touch()
+    with pytest.raises(FinloraError, match=r"holds files that are not a run's \(`model`\)"), runs.begun(spec(tmp_path, overwrite=True)):
+        pass
+    assert (tmp_path / "model" / "mine.txt").exists()
+    (tmp_path / "model").rename(tmp_path / "notes")
+    with runs.begun(spec(tmp_path, overwrite=True)):
+        pass
+    assert (tmp_path / "notes" / "mine.txt").exists(), "a run goes beside what is not in its way"
+
+
 def test_a_run_does_not_overwrite_what_it_reads(tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "spec.toml").touch()
     for key, name in (("name", "model"), ("tokenizer", "model"), ("adapter", "model/..//model")):
         asked = Spec(model=Model(**{key: str(tmp_path / "run" / name)}), run=Run(out=str(tmp_path / "run"), overwrite=True))
         with pytest.raises(FinloraError, match=f"would remove .*, which model.{key} asks for"), runs.begun(asked):
+            pass
+    mine = str(tmp_path / "run" / "records" / "mine.toml")
+    (tmp_path / "run" / "records").mkdir()
+    Path(mine).touch()
+    for section, key, value in (
+        (Data, "text", [mine]), (Data, "dir", mine), (Data, "shards", mine), (Data, "tasks", ("tone", mine)),
+        (Evaluate, "tasks", (mine,)), (Evaluate, "text", ("embedded", mine)), (Evaluate, "encoder", mine),
+    ):  # fmt: skip
+        part = section.__name__.lower()
+        asked = Spec(**{part: section(**{key: value})}, run=Run(out=str(tmp_path / "run"), overwrite=True))
+        with pytest.raises(FinloraError, match=f"would remove .*, which {part}.{key} asks for"), runs.begun(asked):
             pass
     assert (tmp_path / "run" / "model").exists()
 

@@ -90,6 +90,9 @@ def test_a_public_receipt_names_no_folder():
     assert "curve" not in told_of["train"] and told_of["spec"]["run"]["out"] == "y" and told_of["spec"]["data"]["dir"] == "e"
     assert told_of["spec"]["model"] == {"name": "c", "adapter": "q"} and told_of["model"]["name"] == "c"
     assert public({**sheet, "model": {"name": "finlora/base"}, "spec": {**sheet["spec"], "model": {"name": "finlora/base"}}})["spec"]["model"]["name"] == "finlora/base"
+    spec = {"data": {"text_weights": {"/d/mine": 2}, "tasks": ["tone", "/d/mine.toml"], "text": ["/d/mine"]}, "evaluate": {"tasks": ["/d/mine.toml"]}}
+    told_of = public({**sheet, "spec": {**sheet["spec"], **spec}, "data": [{"task": "/d/mine.toml"}]})
+    assert "/d" not in str(told_of) and told_of["spec"]["data"]["text_weights"] == {"mine": 2} and told_of["spec"]["data"]["tasks"] == ["tone", "mine.toml"]
     assert sheet["train"]["curve"], "the receipt itself is as it was"
 
 

@@ -58,8 +58,8 @@ def _further(spec: Spec, problems: list[FinloraError]) -> None:
     from .model import locate
     from .seam import check_over
 
-    where = Path(gathered(problems, lambda: locate(spec.model.name, spec.model.online)) or "")
-    if (longest := positions(where)) and spec.data.row_tokens > longest:
+    where = gathered(problems, lambda: locate(spec.model.name, spec.model.online))
+    if where and (longest := positions(Path(where))) and spec.data.row_tokens > longest:
         problems.append(FinloraError(f"data.row_tokens = {spec.data.row_tokens} is above the {longest} positions of `{spec.model.name}`", f"set it to at most {longest}"))
     found = [gathered(problems, lambda part=part: resolve(part)) for part in (spec.method, spec.codec)]
     if all(found):
@@ -79,7 +79,7 @@ def positions(folder: Path) -> int:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return 0
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from .errors import FinloraError
 
 MANIFEST = "manifest.json"
+STEP = re.compile(r"step-\d{8,}")
 OURS = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)")  # what a killed write leaves; other hidden names are the user's
 
 
@@ -106,7 +107,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
 
 def latest(root: Path) -> Path | None:
     """The newest sound checkpoint under `root` (folders step-NNNNNNNN); unsound ones are passed over."""
-    for folder in sorted(Path(root).glob("step-*"), reverse=True):
+    for folder in reversed(_steps(Path(root))):
         try:
             manifest = _manifest(folder)
             if all(digest(folder / Path(name).name) == wanted for name, wanted in manifest.items()):
@@ -121,13 +122,19 @@ def tidy(last: Path, keep: int, spare: set[str] = frozenset()) -> None:
 
     Later ones go too: they were unsound, or the run would have gone on from there.
     """
-    root = Path(last).parent
-    there = sorted(root.glob("step-*"))
-    kept = [folder for folder in there if folder.name <= last.name][-keep:]
+    last = Path(last)
+    root = last.parent
+    there = _steps(root)
+    kept = there[: there.index(last) + 1][-keep:]
     for folder in there:
         if folder not in kept and folder.name not in spare:
             shutil.rmtree(folder, ignore_errors=True)
     clear(root)
+
+
+def _steps(root: Path) -> list[Path]:
+    """The checkpoints' folders, oldest first; other names are the user's."""
+    return sorted((p for p in root.glob("step-*") if STEP.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
 
 
 def clear(root: Path) -> None:

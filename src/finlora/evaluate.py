@@ -120,7 +120,9 @@ def run(
         progress.note(f"note: {line}")
     text = spec.evaluate.text if spec is not None else text
     perplexity.texts(text)  # a file that is missing or broken should not cost a grading
-    with nullcontext((None, None)) if spec is None else runs.begun(spec) as (folder, _):
+    with nullcontext((None, None)) if spec is None else runs.begun(spec) as (folder, finished):
+        if finished is not None:  # by another process, while this one opened the model
+            return finished
         if spec is not None:
             e = spec.evaluate
             tasks, dir, split = e.tasks or spec.data.tasks, spec.data.dir, e.split

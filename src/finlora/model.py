@@ -283,7 +283,7 @@ def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, ca
         if body is None:
             body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-    except FinloraError:
+    except (FinloraError, AssertionError, MemoryError):
         raise
     except Exception as error:  # transformers raises any kind for settings of a wrong one
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

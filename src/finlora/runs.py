@@ -19,7 +19,7 @@ from . import checkpoint, locks, receipt
 from . import spec as specs
 from .errors import FinloraError
 
-OURS = ("spec.toml", "log.jsonl", "checkpoints", "adapter", "model", "records", "receipt.json", "fidelity.json", "tensorboard", "tokenizer")
+OURS = ("receipt.json", "log.jsonl", "checkpoints", "adapter", "model", "records", "fidelity.json", "tensorboard", "tokenizer", "spec.toml")  # removed in this order
 BEGUN = {"spec.toml", "tokenizer"}  # all that a run which was refused on its way has left: another may take its place
 
 
@@ -38,7 +38,8 @@ def finished(spec: specs.Spec) -> dict[str, Any] | None:
 def begun(spec: specs.Spec) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """(the run's folder, its receipt if the same spec has finished there already); no other process works there meanwhile.
 
-    Raises: FinloraError where the folder belongs to another run, holds something else, or another process is at work in it.
+    Raises: FinloraError where the folder belongs to another run, holds something else, cannot be made, or another process is
+    at work in it.
     """
     folder = Path(spec.run.out)
     clash = refusal(spec)
@@ -85,8 +86,9 @@ def _same(folder: Path, spec: specs.Spec) -> bool:
 
 def _reads(spec: specs.Spec, folder: Path) -> FinloraError | None:
     """Why a run may not overwrite a folder out of which it reads, or None."""
-    model, data = spec.model, spec.data
-    for key, name in (("model.name", model.name), ("model.adapter", model.adapter), ("model.tokenizer", model.tokenizer), ("data.dir", data.dir), ("data.shards", data.shards), *(("data.text", text) for text in data.text)):
+    keys = ("model.name", "model.adapter", "model.tokenizer", "data.dir", "data.shards", "data.text", "data.tasks", "evaluate.tasks", "evaluate.text", "evaluate.encoder")
+    named = [(key, getattr(getattr(spec, key.partition(".")[0]), key.partition(".")[2])) for key in keys]
+    for key, name in [(key, one) for key, value in named for one in ([value] if isinstance(value, str) else value)]:
         path = Path(name).expanduser() if name else None
         if path is not None and path.exists() and any(path.resolve().is_relative_to((folder / ours).resolve()) for ours in OURS):
             return FinloraError(f"run.overwrite would remove `{name}`, which {key} asks for", "name another folder for the run")
@@ -101,12 +103,13 @@ def refusal(spec: specs.Spec) -> FinloraError | None:
     if not folder.is_dir():
         return FinloraError(f"run.out: `{folder}` is a file", "name a folder")
     held = {p.name for p in folder.iterdir()} - {p.name for p in checkpoint.leftovers(folder)}
+    foreign = sorted(held & set(OURS) if spec.run.overwrite else held)
+    if foreign and not (folder / "spec.toml").exists():  # even an overwriting run would remove only what a run has made
+        return FinloraError(f"run.out: `{folder}` holds files that are not a run's (`{foreign[0]}`)", "name an empty or new folder")
     if spec.run.overwrite:
         return _reads(spec, folder)
     if not held:
         return None
-    if not (folder / "spec.toml").exists():
-        return FinloraError(f"run.out: `{folder}` holds files that are not a run's (`{sorted(held)[0]}`)", "name an empty or new folder")
     if held <= BEGUN:
         return None
     if not _same(folder, spec):

@@ -76,7 +76,9 @@ def _finetune(spec: specs.Spec, progress: Any, grade: bool, held_open: ExitStack
     train, held, told_data = words(spec, model)
     if progress:
         progress.note(f"{len(train)} examples to train on, {len(held)} to validate; template {told_data['template']}")
-    folder, _ = held_open.enter_context(runs.begun(spec))  # not before: a model or data that cannot be opened should leave no folder behind
+    folder, finished = held_open.enter_context(runs.begun(spec))  # not before: a model or data that cannot be opened should leave no folder behind
+    if finished is not None:  # by another process, while this one opened the model
+        return finished
     resumed = checkpoint.latest(folder / "checkpoints") is not None  # the joules of what ran before are not known
     meter = measure.meter(model.device)
     told = fit(

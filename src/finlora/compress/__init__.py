@@ -55,10 +55,11 @@ MOMENTS = 4 << 30  # bytes of second moments gathered in one pass over the text
 
 @dataclass
 class Work:
-    """What the steps share. blocks: block -> names of its linears. shapes: linear -> (out, in). rows: the text to calibrate on, in
+    """What the steps share. keep: share of the dense parameters of `shapes` that is theirs. blocks: block -> names of its linears. shapes: linear -> (out, in). rows: the text to calibrate on, in
     rows of at most `length` tokens. needs: what the decomposition asks for. notes: what the user should know."""
 
     settings: Compress
+    keep: float
     record: Decomposition
     config: Any
     model: models.Model
@@ -99,7 +100,7 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     rows, held, told_text = texts(settings, model.tokenizer, length)
     require_causal(model, max(rows, key=len))
     kind = _kind(settings, model)
-    work = Work(dataclasses.replace(settings, keep=keep), record, config, model, blocks_of(shapes), shapes, rows, length, kind, [*model.notes, *short(rows, shapes)])
+    work = Work(settings, keep, record, config, model, blocks_of(shapes), shapes, rows, length, kind, [*model.notes, *short(rows, shapes)])
     if settings.allocation == "search" and len(held) < 2:
         raise FinloraError("allocation = search compares allocations on held-out text, and there is too little of it", "give more text, or a larger validation")
     # what the choice was made on says nothing fair about the result, so half of the held-out text is kept out of it
@@ -273,11 +274,11 @@ def _shared_out(
 
     def by_loss(alpha: float) -> dict[str, int | None]:
         left = {n: math.sqrt(losses[n][k]) if (k := even[n]) else 0.0 for n in shapes}
-        return _allocate.scored(shapes, s.keep, {n: _allocate.score(weight[block[n]], left[n], alpha) for n in shapes}, s.floor)
+        return _allocate.scored(shapes, work.keep, {n: _allocate.score(weight[block[n]], left[n], alpha) for n in shapes}, s.floor)
 
     if s.allocation == "loss":
         return _smaller(model, shapes, by_loss(s.alpha)), []
-    spectral = _smaller(model, shapes, _allocate.spectral(shapes, s.keep, losses, s.floor))
+    spectral = _smaller(model, shapes, _allocate.spectral(shapes, work.keep, losses, s.floor))
     if s.allocation == "spectrum":
         return spectral, []
     arms = [("uniform", even), ("spectrum", spectral), *((f"loss, alpha = {alpha:g}", _smaller(model, shapes, by_loss(alpha))) for alpha in s.alphas)]
@@ -307,7 +308,7 @@ def _to_cut(model: models.Model, shapes: Mapping[str, tuple[int, int]], keep: fl
             return left, keep
         budget -= _size(model, left.keys() - smaller.keys())
         left = {name: left[name] for name in smaller}
-        keep = budget / sum(o * i for o, i in left.values())
+        keep = min(budget / sum(o * i for o, i in left.values()), 1.0)  # more, where one is larger than dense and the rest may stay
 
 
 def _smaller(model: models.Model, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -375,6 +376,8 @@ def _free(settings: Compress) -> Path:
     held = sorted({p.name for p in out.iterdir()} - {p.name for p in leftovers(out)}) if out.exists() else []
     if held and not settings.overwrite:
         raise FinloraError(f"out: `{out}` is not empty (`{held[0]}`)", "name a new folder, or set overwrite = true to replace what a compression left there")
+    if "model" in held and "compress.json" not in held:
+        raise FinloraError(f"out: `{out}` holds a `model` that no compression left there", "name another folder")
     if "spec.toml" in held:
         raise FinloraError(f"out: `{out}` holds a run, whose model would be overwritten", "name another folder")
     model = Path(settings.model).expanduser()

@@ -28,7 +28,7 @@ from finlora.report import (
 )
 from finlora.report.pretraining_compare import STATE, interval
 from finlora.report.pretraining_data import Study, Trained, load
-from finlora.report.study_data import public
+from finlora.report.study_data import bare, public
 from finlora.report.tables import part
 
 FILES = ("report.md", "report.html", "report.json", "runs.csv", "receipts.jsonl")
@@ -51,7 +51,7 @@ def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[s
     """
     study, said = figures(folder, codecs, reference)
     held = study.held
-    lines = [json.dumps({"keys": r["keys"], "receipt": public(held.raw[r["run"]])}, ensure_ascii=False) for r in held.study["runs"]]
+    lines = [json.dumps({"keys": bare(r["keys"]), "receipt": public(held.raw[r["run"]])}, ensure_ascii=False) for r in held.study["runs"]]
     texts = {
         "report.md": pretraining_text.markdown(said),
         "report.html": pretraining_page.page(study, said),

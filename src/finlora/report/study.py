@@ -20,7 +20,7 @@ from typing import Any
 from finlora import receipt, score
 from finlora.errors import FinloraError, unknown
 from finlora.report import study_errors, study_forgetting, study_ranks
-from finlora.report.study_data import Held, load, public
+from finlora.report.study_data import Held, bare, load, public
 from finlora.report.study_ranks import pair
 
 
@@ -49,8 +49,8 @@ def study_report(folder: str | Path, out: str | Path | None = None, reference: s
         "chosen": study["chosen"], "failed": study["failed"], "refused": study["refused"],
     }  # fmt: skip
     errors = {task: study_errors.of_task(held, task, show_text) for task in held.tasks}
-    lines = [json.dumps({"keys": r["keys"], "receipt": held.sheets[r["run"]]}, ensure_ascii=False) for r in study["runs"]]
-    lines += [json.dumps({"keys": r["keys"], "base": True, "receipt": public(held.raw[r["run"]])}, ensure_ascii=False) for r in held.base]
+    lines = [json.dumps({"keys": bare(r["keys"]), "receipt": held.sheets[r["run"]]}, ensure_ascii=False) for r in study["runs"]]
+    lines += [json.dumps({"keys": bare(r["keys"]), "base": True, "receipt": public(held.raw[r["run"]])}, ensure_ascii=False) for r in held.base]
     texts = {
         "receipts.jsonl": "\n".join(lines) + "\n",
         "marks.json": json.dumps(_marks(held), indent=0) + "\n",

@@ -129,18 +129,24 @@ def load(folder: str | Path) -> Held:
 
 def public(sheet: dict[str, Any]) -> dict[str, Any]:
     """The receipt without its curve and without the folders of the machine that made it."""
-    told = json.loads(json.dumps(sheet))
+    told = bare(json.loads(json.dumps(sheet)))
     (told.get("train") or {}).pop("curve", None)
-    for section, key in (("run", "out"), ("data", "dir"), ("data", "shards"), ("model", "name"), ("model", "adapter"), ("model", "tokenizer"), ("evaluate", "encoder")):
-        value = told["spec"].get(section, {}).get(key)
-        if value and (section not in ("model", "evaluate") or Path(value).is_absolute()):
+    for section, key in (("run", "out"), ("data", "dir"), ("data", "shards")):
+        if value := told["spec"].get(section, {}).get(key):
             told["spec"][section][key] = Path(value).name
     for section in ("evaluate", "data"):
         if texts := told["spec"].get(section, {}).get("text"):
             told["spec"][section]["text"] = [Path(text).name for text in texts]
-    if Path(str(told.get("model", {}).get("name") or "")).is_absolute():
-        told["model"]["name"] = Path(told["model"]["name"]).name
     return told
+
+
+def bare(value: Any) -> Any:
+    """A JSON value in which every absolute path, as a key too, is its last part alone."""
+    if isinstance(value, dict):
+        return {bare(key): bare(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [bare(held) for held in value]
+    return Path(value).name or value if isinstance(value, str) and Path(value).is_absolute() and "\n" not in value else value
 
 
 def same_base(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

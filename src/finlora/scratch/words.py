@@ -125,7 +125,7 @@ def _split(texts: list[Document], share: float) -> tuple[list[Document], list[Do
 
 
 def _pieces(texts: list[Document], tokenizer: Any, length: int, most: int) -> tuple[int, list[Tokens]]:
-    """(how many documents were taken until there were `most` tokens, 0 for all of them; their pieces)."""
+    """(how many documents were taken until there were `most` tokens, all where `most` is 0; their pieces)."""
     out: list[Tokens] = []
     taken = total = 0
     for d in texts:

@@ -46,7 +46,7 @@ def final_jobs(study: Study, out: Path, found: Sequence[Cell], chosen: Mapping[s
 
 
 def choose(study: Study, found: Sequence[Cell], outcome: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
-    """{group: {"value", "loss", "at_edge"}} by the last validation loss of each trial; outcome(keys) is what came of it."""
+    """{group: {"value", "loss", "at_edge"}} by the validation loss of the weights that each trial kept; outcome(keys) is what came of it."""
     chosen: dict[str, Any] = {}
     for name, some in searches(study, found).items():
         held = [_loss(outcome(keys)) for keys in some]
