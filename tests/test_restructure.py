@@ -253,6 +253,9 @@ def test_a_plan_hits_its_target(tokenizer):
     assert "at most 3.14" in str(caught.value)
     with pytest.raises(FinloraError, match="names no linear"):
         size(keep=0.5, patterns={"nothing": {"keep": 0.1}})
+    for share in (0, 5, "half", True):
+        with pytest.raises(FinloraError, match="structure.patterns of `c_attn`: keep must be above 0 and at most 1"):
+            size(keep=0.5, patterns={"c_attn": {"keep": share}})
     with pytest.raises(FinloraError, match="matches no linear"):
         size(keep=0.5, targets="nothing")
 

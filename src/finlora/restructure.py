@@ -67,7 +67,7 @@ def plan(
             rule, own = next(((rule, values) for rule, values in (patterns or {}).items() if matches(name, rule)), ("", {}))
             if not isinstance(own, Mapping):
                 raise FinloraError(f"structure.patterns of `{rule}` must be a table of settings, got {own!r}", "write {rank = 4} or {keep = 0.5}")
-            if "keep" in own and not (isinstance(own["keep"], int | float) and 0 < own["keep"] <= 1):
+            if "keep" in own and (isinstance(own["keep"], bool) or not isinstance(own["keep"], int | float) or not 0 < own["keep"] <= 1):
                 raise FinloraError(f"structure.patterns of `{rule}`: keep must be above 0 and at most 1, got {own['keep']!r}", "0.5 halves the linear's parameters")
             part, own = own.get("keep", share), {k: v for k, v in own.items() if k != "keep"}
             cfg, (n_out, n_in) = changed(config, rule, own, "structure.patterns") if own else config, shapes[name]
