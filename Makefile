@@ -22,10 +22,11 @@ test-all: $(VENV)/.test-all
 lint: $(VENV)/.test
 	$(BIN)/ruff check src tests bench recipes
 
-# Rebuilds the embedded base model: make base TEXT=path/to/train.jsonl (about 80 minutes on one core).
+# Rebuilds the embedded base model and its low-rank rival: make base TEXT=path/to/train.jsonl (some three hours on one core).
 base: $(VENV)/.lean
 	$(BIN)/finlora pretrain recipes/base.toml --set 'data.text=["$(TEXT)"]'
-	$(BIN)/python recipes/embed_base.py runs/base
+	$(BIN)/finlora pretrain recipes/base_lowrank.toml --set 'data.text=["$(TEXT)"]'
+	$(BIN)/python recipes/embed_base.py runs/base runs/base_lowrank
 
 $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
