@@ -212,6 +212,14 @@ def test_state_takes_as_many_bytes_as_are_told(name, config, wanted):
     assert case.bytes("v") == 8 * O + 4
 
 
+def test_bytes_of_a_state_are_those_of_its_tensors():
+    case = Case("adamw8bit", AdamW8bit(least=1)).run(1)
+    assert optim.state_bytes(case.made) == sum(t.nbytes for state in case.made.state.values() for t in state.values() if torch.is_tensor(t))
+    inner = sum(case.params[key].numel() for key in ("A", "B", "wide", "tall"))
+    outer = sum(case.params[key].numel() for key in ("embedding", "v"))
+    assert 2 * inner + 8 * outer < optim.state_bytes(case.made) < 2.2 * inner + 8 * outer + 200
+
+
 @over_members
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_of_parameters_step_like_fp32(name, config, dtype):

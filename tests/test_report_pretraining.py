@@ -220,6 +220,24 @@ def test_equal_memory_is_a_line_over_sizes(said):
     assert any("parameters and optimiser state alone" in note for note in said["notes"]), "these receipts do not say what is kept"
 
 
+def test_an_optimiser_that_keeps_less_is_told_to(tmp_path):
+    def keeps(sheet, size, arm, seed):
+        sheet["train"]["optimizer_bytes"] = (2 if arm == "fast" else 8) * sheet["model"]["params"]
+
+    said = figured(tmp_path / "all", change=keeps)
+    arms = {a["arm"]: a for a in said["arms"] if a["size"] == "l"}
+    assert [arms[name]["state_bytes"] / arms[name]["params"] for name in ("fast", "slow")] == [10, 16]
+    assert any("the optimiser's state as it was" in text for _, text in said["how"])
+
+    def some(sheet, size, arm, seed):
+        if (size, arm, seed) != ("s", "slow", 2):
+            keeps(sheet, size, arm, seed)
+
+    said = figured(tmp_path / "some", change=some)
+    assert all(a["state_bytes"] == 16 * a["params"] for a in said["arms"]), "one receipt that does not tell it: all are counted alike"
+    assert any("other optimisers are counted alike" in text for _, text in said["how"])
+
+
 def test_equal_memory_counts_what_is_kept_for_the_backward_pass(tmp_path):
     kept = {"s": 10e6, "m": 30e6, "l": 120e6}
 
@@ -309,7 +327,7 @@ def test_a_fixed_support_has_bytes_but_no_parameters():
     codec = pick("codec", "int8")
     bits = sum(o * i * codec.bits(codec.config(), (o, i)) for o, i in ((4, 32), (64, 4)))
     assert sizes.stored("int8", "sltrain", told, {"x": (64, 32)}, values) == bits / 8 + 2 * K + 4 * K, "entries in 16 bits"
-    assert _state(SimpleNamespace(params=values, linears=told, kind="sltrain"), {"x": (64, 32)}) == 16 * values + 4 * K
+    assert _state(SimpleNamespace(params=values, linears=told, kind="sltrain"), {"x": (64, 32)}, False) == 16 * values + 4 * K
     low = {"x": {"inner": asdict(pick("structure", KIND).config(rank=4)), "share": 0.5}}
     assert _state(SimpleNamespace(params=384, linears=low, kind=KIND), {"x": (64, 32)}) == 16 * (384 + 64 * 32), "and a guide while it lasts"
 

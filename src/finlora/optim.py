@@ -138,6 +138,12 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return out
 
 
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that the optimiser keeps; of weights in shards, of this process's own."""
+    held = (value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    return sum((value.to_local() if hasattr(value, "to_local") else value).nbytes for value in held)
+
+
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `state_tensors` took out; a parameter of which nothing is told keeps what it has."""
     told: dict[str, dict[str, torch.Tensor]] = {}

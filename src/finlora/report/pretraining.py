@@ -26,7 +26,7 @@ from finlora.report import (
     pretraining_sizes,
     pretraining_text,
 )
-from finlora.report.pretraining_compare import STATE, interval
+from finlora.report.pretraining_compare import MOMENTS, TRAINED, interval
 from finlora.report.pretraining_data import Study, Trained, load
 from finlora.report.study_data import bare, public
 from finlora.report.tables import part
@@ -76,12 +76,12 @@ def figures(folder: str | Path, codecs: Sequence[str] = (), reference: str = "")
     setting = pretraining_how.setting(study)
 
     def memory(run: Trained) -> float:
-        return _state(run, by_size[run.size]["shapes"]) + (run.activation or 0 if setting["activations"] else 0)
+        return _state(run, by_size[run.size]["shapes"], setting["moments"]) + (run.activation or 0 if setting["activations"] else 0)
 
     said: dict[str, Any] = {
         "study": study.name, "reference": study.reference, "budgets": list(study.budgets), "searched": study.searched, "seeds": list(study.seeds), "codecs": list(codecs),
         "sizes": [{k: v for k, v in size.items() if k != "shapes"} for size in sizes],
-        "arms": [_arm(study, size, arm, codecs) for size in sizes for arm in study.arms if study.of(size["size"], arm)],
+        "arms": [_arm(study, size, arm, codecs, setting["moments"]) for size in sizes for arm in study.arms if study.of(size["size"], arm)],
         "comparisons": pretraining_compare.compare(study, memory), "power": pretraining_compare.power(study), "chords": pretraining_compare.chords(study, memory),
         "speeds": pretraining_compare.speeds(study),
         "trend": pretraining_compare.trends(study, {size["size"]: size["non_embedding"] for size in sizes}),
@@ -107,7 +107,7 @@ def _size(study: Study, size: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str]) -> dict[str, Any]:
+def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str], moments: bool) -> dict[str, Any]:
     runs = list(study.of(size["size"], arm).values())
     first = runs[0]
     bits = [r.bits for r in runs if r.bits is not None]
@@ -120,14 +120,18 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str])
         "tokens": statistics.fmean(r.tokens for r in runs), "steps": first.steps, "seconds": statistics.fmean(r.seconds for r in runs),
         "params": first.params, "non_embedding": first.params - size["embeddings"], "smaller": first.dense / first.params,
         "smaller_linears": size["linears"] / (size["linears"] - first.dense + first.params), "flops_per_token": 6 * first.work,
-        "tokens_per_s": statistics.median(r.rate for r in runs), "growth_bytes": statistics.median(growth) if growth else None, "state_bytes": _state(first, size["shapes"]),
+        "tokens_per_s": statistics.median(r.rate for r in runs), "growth_bytes": statistics.median(growth) if growth else None, "state_bytes": _state(first, size["shapes"], moments),
         "activation_bytes": first.activation, "at_edge": any(r.edge for r in runs), "ranks": sorted({told["rank"] for one in first.linears.values() if "rank" in (told := one.get("inner", one))}),
         "bytes": {codec or "16": pretraining_sizes.stored(codec, first.kind, first.linears, size["shapes"], first.params) for codec in ("", *codecs)},
         "runs": [r.run for r in runs],
     }  # fmt: skip
 
 
-def _state(run: Trained, shapes: pretraining_sizes.Shapes) -> float:
-    """Bytes that training holds for each value (a dense guide's among them), and what the structures hold and do not train."""
+def _state(run: Trained, shapes: pretraining_sizes.Shapes, moments: bool) -> float:
+    """Bytes that training holds for each value (a dense guide's among them), and what the structures hold and do not train.
+
+    moments: whether the optimiser's are counted as the receipts tell, at the end of training, where a guide has gone; else AdamW's.
+    """
     guides = sum(math.prod(shapes[name]) for name, settings in run.linears.items() if "inner" in settings)
-    return STATE * (run.params + guides) + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)
+    state = run.moments if moments and run.moments is not None else MOMENTS * run.params
+    return TRAINED * run.params + state + (TRAINED + MOMENTS) * guides + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)

@@ -28,7 +28,7 @@ from finlora.report.pretraining_data import EQUAL, Study, Trained
 from finlora.report.pretraining_sizes import CLAIM
 
 WAYS = ("tokens", "flops", "wall", "memory")
-STATE = 16  # bytes of training state for each value: fp32 weight, gradient and AdamW's two moments
+TRAINED, MOMENTS = 8, 8  # bytes of training state for each value: fp32 weight and gradient; AdamW's two moments
 ALPHA = 0.05  # below which Holm's p tells two apart
 Points = list[tuple[float, float]]  # (tokens or bytes, loss) of dense
 

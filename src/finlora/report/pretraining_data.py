@@ -29,8 +29,8 @@ class Trained:
     """One finished run. loss: nats a token of held-out text; rate: tokens a second; work: multiply-adds of training a token, a third of all.
 
     params: trained values; dense: those of the same architecture with dense linears; linears: {linear: settings of its structure}.
-    start_bytes, cpu_seconds, threads, activation: None where the receipt does not say. activation: bytes that a micro-batch keeps
-    for the backward pass. edge: whether its searched value lies at an end of the list.
+    start_bytes, cpu_seconds, threads, activation, moments: None where the receipt does not say. activation: bytes that a
+    micro-batch keeps for the backward pass; moments: of the optimiser's state. edge: whether its searched value lies at an end of the list.
     """
 
     run: str
@@ -58,6 +58,7 @@ class Trained:
     threads: int | None = None
     activation: float | None = None
     edge: bool = False
+    moments: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _trained(each: Mapping[str, Any], sheet: Mapping[str, Any], size_keys: Seque
         each["run"], _shown(plain) or f"{model['params_dense'] / 1e6:.3g}M", _shown({k: keys[k] for k in arm_keys}) or kind, keys.get(SEED, part(spec, "run").get("seed", 0)),
         kind, optimizer, _setup(spec, searched), keys.get(searched), loss, train.get("val_bits_per_byte"), train["tokens"], train["steps"], train["seconds"],
         train["tokens_per_s"], train.get("peak_bytes"), model["params"], model["params_dense"], _work(sheet, kind, structure.get("linears") or {}), structure.get("linears") or {},
-        spec["model"]["config"], train.get("start_bytes"), train.get("cpu_seconds"), train.get("threads"), train.get("activation_bytes"), _at_edge(keys, chosen, searched),
+        spec["model"]["config"], train.get("start_bytes"), train.get("cpu_seconds"), train.get("threads"), train.get("activation_bytes"), _at_edge(keys, chosen, searched), train.get("optimizer_bytes"),
     )  # fmt: skip
 
 

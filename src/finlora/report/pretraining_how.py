@@ -13,7 +13,7 @@ from typing import Any
 from finlora import receipt
 from finlora.errors import FinloraError
 from finlora.report.pretraining_claim import EDGE, some
-from finlora.report.pretraining_compare import STATE, big
+from finlora.report.pretraining_compare import MOMENTS, TRAINED, big
 from finlora.report.pretraining_data import Study
 from finlora.report.tables import part
 
@@ -23,9 +23,9 @@ UNKNOWN = "not recorded"
 
 
 def setting(study: Study) -> dict[str, Any]:
-    """{"batch_tokens", "activations", "unhashed", "resumed", "busy", "trials"}: what sentences and tables need of the receipts.
+    """{"batch_tokens", "activations", "moments", "unhashed", "resumed", "busy", "trials"}: what sentences and tables need of the receipts.
 
-    batch_tokens: of a step, None where arms differ. activations: whether every compared run says what a micro-batch keeps.
+    batch_tokens: of a step, None where arms differ. activations, moments: whether every compared run says what a micro-batch and its optimiser keep.
     busy: {run: processor seconds of all threads a second}. resumed: how many runs, None where no receipt says. trials: of the search.
     """
     sheets = study.held.raw
@@ -35,10 +35,18 @@ def setting(study: Study) -> dict[str, Any]:
     told = [part(s, "train").get("resumed") for s in sheets.values()]
     return {
         "batch_tokens": batch * row if batch and row else None, "activations": all(r.activation for r in compared),
+        "moments": all(r.moments is not None for r in compared),
         "unhashed": sum(any(d.get("sha256") is None for d in s.get("data") or []) for s in sheets.values()),
         "resumed": None if None in told else sum(map(bool, told)),
         "busy": {r.run: r.cpu_seconds / r.seconds for r in study.runs if r.cpu_seconds and r.seconds}, "trials": _trials(study),
     }  # fmt: skip
+
+
+def kept(said: Mapping[str, Any]) -> str:
+    """What training is said to hold of each value."""
+    if said["setting"]["moments"]:
+        return f"{TRAINED} bytes for each trained value (fp32 weight and gradient), the optimiser's state as it was at the end"
+    return f"{TRAINED + MOMENTS} bytes for each trained value (fp32 weight, gradient, AdamW's two moments; other optimisers are counted alike)"
 
 
 def _trials(study: Study) -> dict[str, Any] | None:
@@ -75,7 +83,7 @@ def facts(study: Study, said: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("held-out text", _held(sheets)),
         (f"search of {said['searched'] or 'nothing'}", _search(study, said)),
         ("FLOPs", "6 for each multiply-add of linears and output layer and a whole row of attention, as torch counts them (a kernel may leave half of attention out), and what a structure takes once a micro-batch to build its matrix and lead its gradient back; an optimiser's own work, such as exact steps, is not in them but in the seconds"),
-        ("memory", f"{STATE} bytes for each trained value (fp32 weight, gradient, AdamW's two moments; other optimisers are counted alike), a fixed support" + (", and what one micro-batch keeps for the backward pass" if said["setting"]["activations"] else "; what the backward pass keeps is not recorded for all runs and left out: parameters and optimiser state alone")),
+        ("memory", f"{kept(said)}, a fixed support" + (", and what one micro-batch keeps for the backward pass" if said["setting"]["activations"] else "; what the backward pass keeps is not recorded for all runs and left out: parameters and optimiser state alone")),
         ("peak growth", "median over seeds of the process's peak less what it held before training" if any(a["growth_bytes"] for a in said["arms"]) else UNKNOWN),
         ("code", _counts(_version(part(s, "code")) for s in sheets.values())),
     ]  # fmt: skip

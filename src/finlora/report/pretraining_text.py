@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finlora.report import pretraining_how
 from finlora.report.pretraining_claim import EDGE, MARGIN, WAYS, confounded, named, signed
-from finlora.report.pretraining_compare import ALPHA, STATE, amount, big
+from finlora.report.pretraining_compare import ALPHA, amount, big
 from finlora.report.pretraining_data import Study
 from finlora.report.pretraining_sizes import CLAIM
 from finlora.report.tables import DASH
@@ -92,7 +93,7 @@ def _bytes(said: Mapping[str, Any]) -> Table:
             both = a["state_bytes"] + a["activation_bytes"] if a["activation_bytes"] else None
             rows.append([a["size"], a["arm"], f"{a['params']:,}", *(_mega(v, 3) for v in a["bytes"].values()), *map(_mega, (a["state_bytes"], a["activation_bytes"], both, a["growth_bytes"]))])
     lead = (
-        f"Linears under each codec, embeddings, norms and biases in 16 bits. Training state: {STATE} bytes for each value, and a fixed support. Kept for backward: by one micro-batch, counted and not measured. "
+        f"Linears under each codec, embeddings, norms and biases in 16 bits. Training state: {pretraining_how.kept(said)}, and a fixed support. Kept for backward: by one micro-batch, counted and not measured. "
         "Peak growth: the process's peak less what it held before training, measured."
     )
     return Table("bytes", "Bytes", lead, heads, rows)
