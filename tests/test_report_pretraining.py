@@ -329,7 +329,7 @@ def test_a_fixed_support_has_bytes_but_no_parameters():
     assert sizes.stored("int8", "sltrain", told, {"x": (64, 32)}, values) == bits / 8 + 2 * K + 4 * K, "entries in 16 bits"
     assert _state(SimpleNamespace(params=values, linears=told, kind="sltrain"), {"x": (64, 32)}, False) == 16 * values + 4 * K
     low = {"x": {"inner": asdict(pick("structure", KIND).config(rank=4)), "share": 0.5}}
-    assert _state(SimpleNamespace(params=384, linears=low, kind=KIND), {"x": (64, 32)}) == 16 * (384 + 64 * 32), "and a guide while it lasts"
+    assert _state(SimpleNamespace(params=384, linears=low, kind=KIND), {"x": (64, 32)}, False) == 16 * (384 + 64 * 32), "and a guide while it lasts"
 
 
 def test_the_verdicts_follow_the_rule(said):
