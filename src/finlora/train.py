@@ -222,7 +222,7 @@ def fit(
         "seconds": at.seconds,
         "cpu_seconds": at.cpu_seconds,
         "threads": torch.get_num_threads(),
-        "optimizer_bytes": optim.state_bytes(optimizer),
+        "optimizer_bytes": optim.state_bytes(stepper),
         "tokens_per_s": at.tokens / at.seconds,
         "loss_first": at.first[0],
         "loss_last": curve[-1][1] if curve else None,
