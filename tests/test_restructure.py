@@ -248,6 +248,12 @@ def test_a_plan_hits_its_target(tokenizer):
     assert plan["transformer.h.0.mlp.c_fc"][1].rank == 55
     plan, n = size(keep=0.3, patterns={"c_attn": {"keep": 0.6}})
     assert plan["transformer.h.0.attn.c_attn"][1].rank == int(0.6 * 768 * 2304 / (768 + 2304))
+    plan, n = size(keep=0.3, patterns={"c_attn": {"rank": 5}})
+    assert plan["transformer.h.0.attn.c_attn"][1].rank == 5 and plan["transformer.h.0.mlp.c_fc"][1].rank > 5
+    plan, n = size(compression=2.64, patterns={"c_attn": {"rank": 5}})
+    assert plan["transformer.h.0.attn.c_attn"][1].rank == 5 and 0.99 < full / n / 2.64 < 1.01
+    with pytest.raises(FinloraError, match="structure.patterns of `c_attn` sets keep and rank"):
+        size(keep=0.5, patterns={"c_attn": {"keep": 0.5, "rank": 5}})
     with pytest.raises(FinloraError, match="cannot be reached: 39,505,152 of 124,439,808") as caught:
         size(compression=9)
     assert "at most 3.14" in str(caught.value)

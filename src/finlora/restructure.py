@@ -69,7 +69,9 @@ def plan(
                 raise FinloraError(f"structure.patterns of `{rule}` must be a table of settings, got {own!r}", "write {rank = 4} or {keep = 0.5}")
             if "keep" in own and (isinstance(own["keep"], bool) or not isinstance(own["keep"], int | float) or not 0 < own["keep"] <= 1):
                 raise FinloraError(f"structure.patterns of `{rule}`: keep must be above 0 and at most 1, got {own['keep']!r}", "0.5 halves the linear's parameters")
-            part, own = own.get("keep", share), {k: v for k, v in own.items() if k != "keep"}
+            if "keep" in own and "rank" in own:
+                raise FinloraError(f"structure.patterns of `{rule}` sets keep and rank, which are two ways to say one thing", "leave one of them out")
+            part, own = own.get("keep", 0.0 if "rank" in own else share), {k: v for k, v in own.items() if k != "keep"}
             cfg, (n_out, n_in) = changed(config, rule, own, "structure.patterns") if own else config, shapes[name]
             try:
                 cfg = structure.sized(cfg, n_in, n_out, part) if part else cfg

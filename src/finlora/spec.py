@@ -204,13 +204,10 @@ def _table(section: Any) -> dict[str, Any]:
 def _crossed(spec: Spec, where: str) -> list[FinloraError]:
     """What no single field can tell."""
     problems = []
-    if spec.structure.keep and spec.structure.compression:
-        problems.append(
-            FinloraError(
-                f"structure.keep = {spec.structure.keep:g} and structure.compression = {spec.structure.compression:g}{where} both set the ranks",
-                "give one of the two",
-            )
-        )
+    part = spec.structure
+    sizes = {"keep": part.keep, "compression": part.compression, "rank": part.options.get("rank", 0)}
+    if len(said := [f"structure.{key} = {value!r}" for key, value in sizes.items() if value]) > 1:
+        problems.append(FinloraError(f"{' and '.join(said)}{where} {'both' if len(said) == 2 else 'all'} set the ranks", f"give one of the {'two' if len(said) == 2 else 'three'}"))
     if spec.train.patience and not spec.data.validation:
         problems.append(
             FinloraError(
