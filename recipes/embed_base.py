@@ -56,7 +56,7 @@ spec inside it and the hash of the text ({text_hash}) decide every number; anoth
 """
 RIVALS = """## Why this one
 
-One seed each, the same text, tokenizer, optimiser and rate; training FLOPs are six times the multiply-adds of a forward pass, attention's too.
+The first ships. One seed each, the same text, tokenizer, optimiser and rate; training FLOPs are six times the multiply-adds of a forward pass, attention's too.
 On the embedded held-out text ({documents} documents, cut into pieces of {context} tokens), with 95% intervals over documents, and paired by document.
 
 | | {names} |

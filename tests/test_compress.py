@@ -155,8 +155,8 @@ def test_the_allocation_by_loss_looks_at_roots_of_errors_and_at_how_much_blocks_
     shapes = {f"{b}.{kind}": (24, 24) for b in "01" for kind in ("up", "down")}
     even = _allocate.uniform(shapes, 0.5)
     losses = {n: [scale * 0.5**k for k in range(13)] for n, scale in zip(shapes, (1e4, 1.0, 1.0, 1e4))}
-    s = SimpleNamespace(allocation="loss", alpha=0.25, alphas=(), keep=0.5, floor=0.25)
-    work = SimpleNamespace(settings=s, model=SimpleNamespace(structured={}), shapes=shapes, blocks={b: [n for n in shapes if n[0] == b] for b in "01"}, rows=[], length=8)
+    s = SimpleNamespace(allocation="loss", alpha=0.25, alphas=(), floor=0.25)
+    work = SimpleNamespace(settings=s, keep=0.5, model=SimpleNamespace(structured={}), shapes=shapes, blocks={b: [n for n in shapes if n[0] == b] for b in "01"}, rows=[], length=8)
     ranks, tried = package._shared_out(work, even, losses, None, [], print)
     scores = {n: (1.0 + int(n[0])) ** 0.25 * math.log(math.e + math.sqrt(losses[n][even[n]])) ** 0.75 for n in shapes}
     assert ranks == _allocate.scored(shapes, 0.5, scores, 0.25) and not tried and len(set(ranks.values())) > 2
