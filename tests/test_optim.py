@@ -83,7 +83,7 @@ def law_resumes(member):
     """State saved as tensors and loaded into a new optimiser goes on bitwise."""
     whole = Problem(member).run(8, total=8)
     first = Problem(member).run(4, total=8)
-    kept = {name: value.clone() for name, value in optim.state_tensors(first.optimizer).items()}
+    kept = {name: value.contiguous().clone() for name, value in optim.state_tensors(first.optimizer).items()}  # as files hold them
     second = Problem(member)
     with torch.no_grad():
         for name, p in second.named.items():
@@ -546,6 +546,33 @@ def test_a_dense_model_is_pretrained_by_the_member_itself(member, family, make_m
     linears = {f"{name}.weight" for name in find_linears(make_model(family).body)}
     assert {name.removeprefix("body.") for name in differ if ours[name].ndim == 2} == linears
     assert not any("norm" in name or "ln_" in name for name in differ)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 40), (40, 24)], ids=str)
+@pytest.mark.parametrize("member", [m for m in FAMILY if not m.paired], ids=lambda member: member.name)
+def test_a_matrix_kept_the_other_way_round_steps_alike(member, shape):
+    """GPT-2's Conv1D keeps (in, out): which side is in, of a square matrix too, is told by the group."""
+    made = []
+    for turned in (False, True):
+        p = torch.nn.Parameter(torch.ones(shape[::-1] if turned else shape))
+        group = {"params": [p], "names": ["W"], "multiplier": 1.0, "weight_decay": 0.1, "inner": True, "turned": turned}
+        optimizer, draw = member.make(member.config(), [group], SETTINGS, []), torch.Generator().manual_seed(0)
+        for _ in range(3):
+            # rows and columns of unlike sizes, so that it matters along which of them a member measures
+            g = torch.randn(shape, generator=draw) * torch.linspace(0.1, 10, shape[0])[:, None] * torch.linspace(1, 3, shape[1])
+            p.grad = g.t().contiguous() if turned else g
+            optimizer.step()
+        made.append(p.detach().t() if turned else p.detach())
+    scale = (made[0] - 1).abs().max()
+    assert scale > 0 and (made[0] - made[1]).abs().max() < 1e-4 * scale
+
+
+def test_groups_tell_which_matrices_are_kept_the_other_way_round(make_model):
+    for family, wanted in (("gpt2", True), ("llama", False)):
+        model = make_model(family).requires_grad_(True)
+        linears = {f"body.{name}.weight" for name in find_linears(model.body)}
+        told = {name: group["turned"] for group in optim.make(model, SETTINGS).param_groups for name in group["names"]}
+        assert {name for name, turned in told.items() if turned} == (linears if wanted else set())
 
 
 def test_forget_begins_anew_for_those_and_no_other(tuned):

@@ -73,11 +73,13 @@ def make(model: Model, settings: Settings, optimizer: str | tuple[Any, Any] | No
         id(params[key]) for method, own, params in adapted(model) for key in getattr(own, "undecayed", method.undecayed) if key in params
     }
     inner = {id(p) for _, _, params in adapted(model) for p in params.values()}
-    inner |= {id(p) for module in find_linears(model.body).values() for p in module.parameters()}  # whole, where a dense model is pretrained
-    groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
+    plain = find_linears(model.body).values()  # whole, where a dense model is pretrained
+    inner |= {id(p) for module in plain for p in module.parameters()}
+    turned = {id(module.weight) for module in plain if type(module).__name__ == "Conv1D"}
+    groups: dict[tuple[float, float, bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in model.trainable().items():
         decay = settings.weight_decay if p.ndim >= 2 and id(p) not in spared else 0.0
-        groups.setdefault((table[name], decay, id(p) in inner), []).append((name, p))
+        groups.setdefault((table[name], decay, id(p) in inner, id(p) in turned), []).append((name, p))
     pairs = pairs_of(model)
     if record.paired and not pairs:
         raise FinloraError(
@@ -91,8 +93,9 @@ def make(model: Model, settings: Settings, optimizer: str | tuple[Any, Any] | No
             "multiplier": m,
             "weight_decay": decay,
             "inner": own,
+            "turned": turn,
         }
-        for (m, decay, own), some in groups.items()
+        for (m, decay, own, turn), some in groups.items()
     ]
     return record.make(record.config() if config is None else config, members, settings, pairs)
 

@@ -2,8 +2,8 @@
 
     R = P g,   m <- b1 m + (1 - b1) R,   v <- b2 v + (1 - b2) R^2,   N = m^ / (sqrt(v^) + eps)
 
-g is turned so that its shorter side is the one that P shortens to `rank`; of a square one (out, in) it is in. Every
-matrix of a linear is projected, a vector, an embedding or a head steps by AdamW.
+g is turned so that its shorter side is the one that P shortens to `rank`; of a square one it is in, whichever side of
+the tensor that is. Every matrix of a linear is projected, a vector, an embedding or a head steps by AdamW.
 
 State: `step` and the moments, which may be forgotten, and `age`, the steps taken in all, by which projections come: a
 structure that drops moments more often than they do does not put them off.
@@ -40,7 +40,8 @@ class Projected(Apart):
         raise AssertionError("a kind of Projected says how its matrices step")
 
     def advance(self, p: nn.Parameter, group: dict[str, Any]) -> None:
-        state, tall = self.state[p], p.shape[0] >= p.shape[1]
+        state, (rows, columns) = self.state[p], p.shape
+        tall = rows > columns or (rows == columns and not group.get("turned"))
         state.setdefault("age", state.setdefault("step", 0))
         g = p.grad.to(torch.promote_types(p.dtype, torch.float32))
         step = self.move(g.t() if tall else g, state, group, self.names[p])

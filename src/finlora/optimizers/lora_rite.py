@@ -87,7 +87,7 @@ class Invariant(Apart):
         size = values.clamp(min=self.cfg.floor * values.max()).sqrt() + group["eps"]
         S = (vectors / size) @ (vectors.t() @ g_RN)
         M = b1 * (T @ state["first"]) + (1 - b1) * S
-        state.update(basis=U, first=M, second=V, lost=lost)
+        state.update(basis=U.contiguous(), first=M, second=V, lost=lost)  # as a file holds it, so that a resumed run adds in the same order
         change = inverse @ M
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_(change if self.rows[p] else change.t(), alpha=-group["lr"])
