@@ -636,6 +636,108 @@ def test_pretraining_from_nothing(refused, home):
     refused("pretrain", "run.toml", "--set", "data.text=none.txt", wanted=["there is no file or folder `none.txt`"])
 
 
+def test_settings_of_pretraining_that_would_have_no_effect(refused, home):
+    order = ["pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", size="124m"}']
+
+    def wrong(*sets: str, wanted: list[str]) -> None:
+        refused(*order, *(word for one in sets for word in ("--set", one)), wanted=wanted)
+
+    wrong("structure.targets=mlp", wanted=["targets and patterns have no effect"])
+    wrong("structure.patterns={mlp={keep=0.5}}", wanted=["targets and patterns have no effect"])
+    wrong("parallel.schedule=gpipe", wanted=["parallel.schedule has no effect with parallel.pipeline = 1"])
+    wrong("parallel.microbatches=4", wanted=["parallel.microbatches has no effect"])
+    wrong("structure.kind=lowrank", "structure.compression=0.5", wanted=["structure.compression = 0.5 in run.toml would make the model larger"])
+    wrong('model.config={family="gpt2", vocab_size=5000}', wanted=["model.config.vocab_size has no effect"])
+    wrong("model.tokenizer=toy", "model.vocab_size=9000", wanted=["model.vocab_size = 9000, and the tokenizer in `toy` has"])
+    (home / "tokens").mkdir()
+    (home / "tokens" / "manifest.json").write_text("{}")
+    order[3] = "data.text=[]"
+    for key, value in (("dedup", "exact"), ("max_tokens", "10"), ("sources", '["x"]'), ("exclude_sources", '["x"]'), ("validation", "0.3")):
+        wrong("data.shards=tokens", f"data.{key}={value}", wanted=[f"data.{key} has no effect without data.text"])
+
+
+def test_what_pretraining_would_trip_over_is_told_before_it_reads(refused, home):
+    (home / "text.txt").write_text("Net sales rose and costs went up. " * 99)
+    order = ["pretrain", "run.toml", "--set", "data.text=text.txt", "--set", 'model.config={family="gpt2", n_embd=32, n_layer=3, n_head=2, n_positions=128}', "--set", "data.row_tokens=64"]
+
+    def wrong(*sets: str, wanted: list[str]) -> None:
+        refused(*order, *(word for one in sets for word in ("--set", one)), wanted=wanted)
+
+    for more in ([], ["structure.kind=cola", "structure.keep=0.5"], ["structure.kind=lowrank", "structure.keep=0.5", "structure.rounded=nf4"]):
+        wrong("optimizer.kind=loro", *more, wanted=['optimizer.kind = "loro" steps pairs of factors', "finlora list structures"])
+    wrong("optimizer.kind=muon", "parallel.data=fsdp", wanted=['optimizer.kind = "muon" steps whole matrices'])
+    order[0] = "check"  # `pretrain` would first ask for as many processes
+    wrong("parallel.pipeline=4", wanted=["4 stages, and the model has 3 blocks"])
+    wrong("parallel.pipeline=2", "parallel.schedule=interleaved", wanted=["4 stages, and the model has 3 blocks"])
+    order[0] = "pretrain"
+    wrong("data.shards=tokens", 'data.text_weights={"text.txt"="abc"}', wanted=["data.text_weights of `text.txt` must be a number"])
+    wrong("data.shards=tokens", 'data.text_weights={"text.txt"=-1}', wanted=["the weight of `data.text_weights.text.txt` is -1"])
+    for place in ("out/model", "out/checkpoints/tokens", "out"):
+        wrong(f"data.shards={place}", wanted=[f"data.shards: the run would write over `{place}`"])
+    wrong('model.config={family="llama", hidden_size=32, num_attention_heads=4, num_key_value_heads=3}', wanted=["num_attention_heads = 4 is no multiple of num_key_value_heads = 3"])
+    (home / "words").mkdir()
+    (home / "words" / "tokenizer.json").write_text("{")
+    wrong("model.tokenizer=words", wanted=["cannot read the tokenizer in `words`"])
+
+
+@pytest.fixture
+def broken(home):
+    """broken(what) -> the name of a copy of the toy model with that fault."""
+
+    def make(what: str) -> str:
+        from safetensors.torch import load_file, save_file
+
+        folder = home / "broken"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(home / "toy", folder)
+        tensors = load_file(folder / "model.safetensors")
+        if what == "mute":
+            for file in folder.glob("*token*"):
+                file.unlink()
+        elif what == "foreign":  # more tokens than embeddings
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+            tensors = {k: v[:300].clone() if k in ("model.embed_tokens.weight", "lm_head.weight") else v for k, v in tensors.items()}
+        else:
+            tensors[what].view(-1)[3] = float("nan")
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return "broken"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "what, wanted",
+    [("mute", "tokenizer"), ("foreign", "embeddings 300 rows"), ("model.norm.weight", "`model.norm.weight`: a weight of shape (32,) holds 1 value(s) that are NaN"),
+     ("model.embed_tokens.weight", "`model.embed_tokens.weight`")],
+)  # fmt: skip
+def test_a_model_that_cannot_be_trusted_is_not_opened(refused, broken, what, wanted):
+    name = broken(what)
+    refused("generate", "Net sales", "-m", name, wanted=[wanted])
+    refused("compress", name, "--calibrate", "text.txt", "-o", "small", wanted=[wanted])
+
+
+def test_an_encoder_is_not_trained(home, capsys, tokenizer):
+    import transformers
+
+    config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    transformers.BertForMaskedLM(config).save_pretrained(home / "bert")
+    tokenizer.save_pretrained(home / "bert")
+    (home / "text.txt").write_text("Net sales rose and costs went up. " * 99)
+    (home / "heal.toml").write_text('[run]\nout = "h"\n[data]\ntext = ["text.txt"]\nrow_tokens = 64\n[train]\nsteps = 1\n')
+    for more in ([], ["--set", "method.kind=full"]):
+        assert main(["pretrain", "heal.toml", "--set", "model.name=bert", *more]) == 2
+        assert "is no causal language model" in capsys.readouterr().err
+    assert not (home / "h" / "model").exists() and not (home / "h" / "adapter").exists()
+
+
+def test_factors_of_a_dense_model(home, capsys):
+    (home / "text.txt").write_text("Net sales rose and costs went up. " * 99)
+    (home / "heal.toml").write_text('[run]\nout = "h"\n[data]\ntext = ["text.txt"]\nrow_tokens = 64\n[train]\nsteps = 1\n')
+    assert main(["pretrain", "heal.toml", "--set", "model.name=toy", "--set", "method.factors=true"]) == 2
+    assert "method.factors: `toy` has no linears of two factors" in capsys.readouterr().err
+
+
 def test_usage_errors(refused):
     refused("finetun", "run.toml", wanted=["No such command 'finetun'"])
     refused("finetune", wanted=["Missing argument 'SPEC'"])

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from finlora import model as models
+from finlora import restructure
 from finlora.calibrate import collect
 from finlora.compress import Compress, compress, look
+from finlora.compress.look import texts
 from finlora.decompose import _allocate, _shared
 from finlora.errors import FinloraError
 from finlora.registry import names, pick
@@ -51,7 +53,12 @@ def base(make_model, tmp_path_factory):
 
 def settings(base, text, out, family="llama", **more):
     common = {"keep": 0.5, "tokens": 1500, "val_tokens": 600, "row_tokens": 128, "validation": 0.2, "dtype": "float32", "device": "cpu"}
-    return Compress(**{"model": base(family), "out": str(out), "text": (text,), **common, **more})
+    given = {**common, **more}
+    if "val_text" in more:
+        del given["validation"]
+    if not given.get("validation") and "val_text" not in more:
+        del given["val_tokens"]
+    return Compress(**{"model": base(family), "out": str(out), "text": (text,), **given})
 
 
 def opened(folder, **more):
@@ -247,6 +254,22 @@ def test_numbers_are_written_as_the_model_keeps_them(base, text, tmp_path, form)
     assert wide["stored"] == "float32" and wide["after"]["nats"] != said["after"]["nats"]
 
 
+@pytest.mark.parametrize("more", [{"store": "bfloat16"}, {"store": "float16", "form": "dense"}, {"codec": "int8"}, {"codec": "nf4", "store": "bfloat16", "targets": "mlp"}], ids=str)
+def test_what_is_measured_is_what_is_written(base, text, tmp_path, more):
+    """All of it, rounded and encoded: the folder opened again reads the held-out rows as the receipt says."""
+    asked = settings(base, text, tmp_path, **more)
+    said = compress(asked)
+    model = models.open_model(str(tmp_path / "model"), dtype="float32", device="cpu")
+    length = min(asked.row_tokens, model.max_tokens)
+    _, held, _ = texts(asked, model.tokenizer, length)
+    assert mean_nats(model, held, length) == pytest.approx(said["after"]["nats"], abs=1e-6)
+    held_values = sum(p.numel() for p in model.body.parameters()) + sum(linear.store.size for linear in model.linears.values() if linear.store is not None)
+    assert said["model"]["params_after"] == held_values
+    if "codec" in more:
+        stores = [linear.store for linear in model.linears.values() if getattr(linear.store, "structure", None)]
+        assert stores and all(store.codec.name == more["codec"] for store in stores)
+
+
 def test_the_factors_can_be_healed(base, text, tmp_path):
     """Opened to train, every factor has a gradient, and both factors of a linear of like size."""
     from finlora.data import collate
@@ -349,11 +372,24 @@ def test_short_text_works_and_says_so_once(base, tmp_path):
         ({"workers": 0}, "workers must be at least 1"),
         ({"form": "gguf"}, "form must be one of factors, dense"),
         ({"tokens": 1}, "tokens must be at least 2"),
+        ({"floor": 0.1}, "floor has no effect with allocation = uniform"),
+        ({"val_text": ("y",), "validation": 0.3}, "validation has no effect beside val_text"),
+        ({"validation": 0.0, "val_tokens": 99}, "val_tokens has no effect where nothing is held out"),
+        ({"form": "dense", "codec": "nf4"}, "codec = nf4 has no effect with form = dense"),
     ],
 )
 def test_settings_check_themselves(change, message):
     with pytest.raises(FinloraError, match=f"^{re.escape(message)}"):
         Compress(**{"text": ("x",), **change})
+
+
+def test_what_is_no_linear_map_is_refused_by_name(text, tokenizer, tmp_path):
+    model = models.new_model({"family": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}, tokenizer, 0, dtype="float32", device="cpu")
+    record = pick("structure", "cola")
+    models.save(restructure.put(model, restructure.plan(record, record.config(rank=4), restructure.shapes_of(model.body))), tmp_path / "cola")
+    with pytest.raises(FinloraError, match=r"^transformer.h.0.attn.c_attn: structure `cola` is not one linear map"):
+        compress(Compress(model=str(tmp_path / "cola"), out=str(tmp_path / "out"), text=(text,), keep=0.1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals_are_one_line_and_leave_nothing_behind(base, text, tmp_path):
@@ -399,6 +435,15 @@ def test_a_folder_that_is_not_free(base, text, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "mine" and again["model"]["kept"] > first["model"]["kept"]
     with pytest.raises(FinloraError, match="overwrite would remove .*, which is to be compressed"):
         compress(settings(base, text, tmp_path, model=str(tmp_path / "model"), overwrite=True, keep=0.2))
+    shutil.copy(text, mine := tmp_path / "model" / "mine.jsonl")
+    for read, more in ((str(mine), {}), (text, {"val_text": (str(tmp_path / "model"),)})):
+        with pytest.raises(FinloraError, match="overwrite would remove .*, which is to be read"):
+            compress(settings(base, read, tmp_path, overwrite=True, **more))
+    assert mine.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "compress.json").write_text('{"mine": 1}')
+    with pytest.raises(FinloraError, match="holds a `compress.json` that no compression left there"):
+        compress(settings(base, text, tmp_path / "mine", overwrite=True))
     (tmp_path / "spec.toml").touch()
     with pytest.raises(FinloraError, match="holds a run, whose model would be overwritten"):
         compress(settings(base, text, tmp_path, overwrite=True, keep=0.6))
@@ -423,10 +468,19 @@ def damaged(base, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"])
 def test_weights_that_are_not_finite(base, text, tmp_path, damaged, name):
-    where = "model.layers.1.mlp.up_proj: a weight" if "up_proj" in name else "model.layers.1.self_attn.q_proj: its inputs are not finite"
-    with pytest.raises(FinloraError, match=f"^{re.escape(where)}"):
+    where = "model.layers.1.mlp.up_proj: a weight" if "up_proj" in name else f"`{name}`: a weight"
+    with pytest.raises(FinloraError, match=re.escape(where)):
         compress(settings(base, text, tmp_path / "out", model=damaged(name, math.nan)))
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_and_losses_that_are_not_finite(base, text, tmp_path, damaged):
+    """Weights that are finite and too large: what they make is not."""
+    for validation, wanted in ((0.2, "reads the held-out text at nan nats"), (0.0, "its inputs are not finite")):
+        model = damaged("model.layers.1.input_layernorm.weight", 1e38)
+        with pytest.raises(FinloraError, match=wanted):
+            compress(settings(base, text, tmp_path / "out", model=model, validation=validation))
+        shutil.rmtree(model)
 
 
 def test_an_encoder_is_refused(base, text, tmp_path, tokenizer):

@@ -1,4 +1,4 @@
-"""`finlora data audit` and `finlora data fetch` from the command line. The hub here is a folder of our own: what is proved of
+"""`finlora data audit`, `fetch` and `spool` from the command line. The hub here is a folder of our own: what is proved of
 fetching is our side of it; that the real hub answers as huggingface_hub says is not."""
 
 from __future__ import annotations
@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from finlora import cli, hub, registry
+from finlora import cli, corpus, hub, registry
 from finlora.cli import data, main
 from finlora.errors import FinloraError
 from finlora.registry import pick
@@ -80,6 +82,30 @@ def test_membership_from_the_command_line(folder, make_model, capsys):
     (folder / "fresh.jsonl").write_text("".join(json.dumps({"text": f"Orders of plant {k} {'grew' if k % 3 else 'sank'}."}) + "\n" for k in range(40)))
     assert main(["data", "audit", "fpb", "--data", str(folder), "--model", str(folder / "toy"), "--fresh", str(folder / "fresh.jsonl")]) == 1
     assert "Min-20%++ AUC 0." in capsys.readouterr().out
+
+
+# -- spooling -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_of_the_hub_is_spooled_once_and_only_when_told(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def load(name, config, *, split, revision, streaming):
+        asked.append((name, config, split, revision, streaming))
+        return ({"content": f"Document {k} of the set.", "id": k} for k in range(7))
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    out = tmp_path / "texts"
+    order = ["data", "spool", "org/set", "--column", "content", "--revision", "abc", "-o", str(out)]
+    for wrong, wanted in ((order, "without --online"), (order[:-2] + ["--online"], "spool needs --out DIR"), ([*order, "--data", "x"], "--data has no effect on `data spool`")):
+        assert main(wrong) == 2 and wanted in capsys.readouterr().err
+    assert asked == [] and not out.exists()
+    assert main([*order, "--online", "-n", "3"]) == 0
+    assert "3 documents in 1 files" in capsys.readouterr().out and asked == [("org/set", None, "train", "abc", True)]
+    assert main([*order, "--online"]) == 0 and "7 documents in 2 files" in capsys.readouterr().out
+    found = list(corpus.documents([str(out)]))
+    assert [d.text for d in found] == [f"Document {k} of the set." for k in range(7)] and {d.source for d in found} == {"org/set"}
+    assert main([*order, "--online", "--split", "test"]) == 2 and "holds `org/set, revision abc, train, content`" in capsys.readouterr().err
 
 
 # -- fetching -----------------------------------------------------------------------------------------------------------

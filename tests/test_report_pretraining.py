@@ -13,7 +13,7 @@ import pytest
 
 from finlora.errors import FinloraError
 from finlora.registry import pick
-from finlora.report import plots
+from finlora.report import plots, pretraining_text
 from finlora.report import pretraining_compare as compare
 from finlora.report import pretraining_sizes as sizes
 from finlora.report.pretraining import FILES, _state, figures, is_pretraining, report
@@ -523,8 +523,53 @@ def test_the_reference_is_the_dense_arm_of_as_many_steps(tmp_path):
     assert study.reference == "dense" and set(study.budgets) == set(BUDGETS) and study.compared() == ["fast", "slow"]
     assert study.sizes == ("0.545M",), "one architecture is told by its parameters"
     assert load(folder, "dense long").reference == "dense long"
-    with pytest.raises(FinloraError, match="fast"):
-        load(folder, "fast")
+    with pytest.raises(FinloraError, match="fastest"):
+        load(folder, "fastest")
+
+
+def test_a_structured_arm_may_be_compared_with_besides(tmp_path):
+    folder = write(tmp_path / "study", only=["s"], losses=LOSSES)
+    said = figures(folder, ("int8",), "fast")[1]
+    assert said["reference"] == "dense" and said["beside"]["arm"] == "fast"
+    found = {r["arm"]: r for r in said["beside"]["rows"]}
+    assert set(found) == {"dense", "slow"}, "what saw other tokens is not compared"
+    slow = found["slow"]["difference"]
+    own = compare.interval([-0.12, -0.11, -0.07])
+    assert (slow["value"], slow["low"], slow["p"]) == pytest.approx((own["value"], own["low"], own["p"]))
+    assert slow["holm_p"] == pytest.approx(max(2 * min(slow["p"], (other := found["dense"]["difference"])["p"]), slow["p"]))
+    assert other["value"] == pytest.approx(-0.1) and found["slow"]["speed"]["value"] == pytest.approx(1 / 3)
+    table = next(t for t in pretraining_text.tables(said) if t.key == "beside")
+    assert [r[1] for r in table.rows] == ["dense *", "slow *"] and "fast" in table.title and table.rows[1][3].startswith("−0.100 [")
+    assert "or that of fast" in table.lead, "whose rate is at the end of its list here"
+    assert not [t for t in pretraining_text.tables(figures(folder, ("int8",))[1]) if t.key == "beside"]
+
+
+def test_a_guide_and_rounding_in_training_are_counted_as_what_they_are(tmp_path):
+    """A guide: weights, gradients, moments, and its products over its share of the steps. Rounding: nothing of these."""
+    shapes = sizes.layout(CONFIGS["s"], VOCAB)[0]
+    dense = sum(o * i for o, i in shapes.values())
+    wraps = {"plain": [], "guided": [{"share": 0.5}], "rounded": [{"codec": "nf4", "how": {}}], "both": [{"codec": "nf4", "how": {}}, {"share": 0.5}]}
+    rows = {}
+    for name, layers in wraps.items():
+        for moments in (False, True):
+
+            def wrap(sheet, size, arm, seed, layers=layers, moments=moments):
+                own = arm == "fast"
+                for layer in layers if own else ():
+                    sheet["structure"]["linears"] = {k: {"inner": v, **layer} for k, v in sheet["structure"]["linears"].items()}
+                if moments:
+                    guide = dense if own and any("share" in layer for layer in layers) else 0
+                    sheet["train"]["optimizer_bytes"] = 8 * (sheet["model"]["params"] + guide)
+
+            said = figured(tmp_path / f"{name}{moments}", only=["s"], change=wrap)
+            rows[name, moments] = next(a for a in said["arms"] if a["arm"] == "fast")
+    for moments in (False, True):
+        plain = rows["plain", moments]
+        for name, guides in (("guided", 1), ("rounded", 0), ("both", 1)):
+            one = rows[name, moments]
+            assert one["state_bytes"] - plain["state_bytes"] == 16 * guides * dense, (name, moments)
+            assert one["flops_per_token"] - plain["flops_per_token"] == pytest.approx(6 * 0.5 * guides * dense)
+            assert one["ranks"] == plain["ranks"] and one["bytes"] == plain["bytes"]
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -277,9 +277,15 @@ def test_multiply_adds_are_what_torch_counts_of_a_step(structure, tokenizer):
     rows = collate([[Tokens(list(range(5, tokens + 6)), [1.0] * (tokens + 1), "a")] for _ in range(2)])
     with FlopCounterMode(display=False) as counter:
         step(model, [rows])
-    rest = model.config.num_hidden_layers * model.config.hidden_size * tokens
+    rest = restructure.attention_width(model.config) * tokens
     once = sum(restructure.once_a_pass(structure, cfg, *reversed(shapes[name])) for name, (structure, cfg) in plan.items())
     assert counter.get_total_flops() == 6 * 2 * tokens * (restructure.multiply_adds(model, tokens) + rest) + 2 * once
+
+
+def test_attention_is_as_wide_as_its_heads():
+    shape = {**SHAPES["llama"], "family": "qwen3", "head_dim": 16}
+    assert restructure.attention_width(models.outline(shape, 64).config) == 2 * 4 * 16, "heads wider than hidden_size / heads"
+    assert restructure.attention_width(models.outline(SHAPES["gpt2"], 64).config) == 2 * 32
 
 
 def test_a_damaged_folder_is_refused_in_one_line(tokenizer, tmp_path):

@@ -41,6 +41,7 @@ LAYERS = {
         "bnb",
         "forms",
         "idle",
+        "sound",
         "attention",
         "calibrate",
         "traits",

@@ -711,7 +711,7 @@ def test_the_hub_is_asked_only_when_told_and_spooled_once(tmp_path):
 
     broken = False
     options = {"column": "content", "revision": "abc", "load": load}
-    refused(lambda: list(streamed("org/set", **options)), "--online")
+    refused(lambda: streamed("org/set", **options), "--online")
     assert asked == []
     refused(lambda: list(streamed("org/set", online=True, load=load)), "no column `text`", "content")
     wanted = [Document(r["id"], "org/set", r["text"]) for r in held]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import attention as packed
-from . import structure_folder
+from . import sound, structure_folder
 from .errors import FinloraError, unknown
 from .forward import Unserved, autocast, compile_body, computed, head, hidden, logits, packed_hidden, recompute
 from .linear import Linear, Route, Stats
@@ -134,7 +134,8 @@ def open_model(
     checkpoint of 64 MB or more), True always, False never, or the folder to keep it in (see weights.py).
     factors: adapt the two factors of low-rank linears, each by itself, and not their product.
     The weights of a local folder are read, encoded and let go one at a time; full precision is never in memory at once.
-    Raises: FinloraError for a folder that is no model, pickled weights, a hub id while offline, a device that is not here.
+    Raises: FinloraError for a folder that is no model, pickled weights, weights that are not finite, another model's tokenizer,
+    a model to be trained that is not causal, a hub id while offline, a device that is not here.
     """
     where, dev = locate(name, online), device_of(device)
     kind = dtype_of(dtype, dev)
@@ -143,6 +144,8 @@ def open_model(
 
         factors = factors or over_factors(adapter)
     body, tokenizer, source = _load(where, kind, dev, online, cache, factors)
+    if factors and (source is None or not source.chained):
+        raise FinloraError(f"method.factors: `{name}` has no linears of two factors", "leave it out: the method then adapts each linear as it is")
     model = Model(body, tokenizer, name, kind)
     if source is not None and source.chained:
         model.structured.update(source.chained)
@@ -169,6 +172,9 @@ def open_model(
     if source is not None:
         source.close()
         model.notes += source.notes
+    sound.finite(where, model.body)
+    if method is not None:  # to be trained
+        sound.causal(model.eval())
     if stats is not None and codec is not None:
         from .calibrate import condense
 
@@ -219,8 +225,13 @@ def _fresh(config: dict[str, Any], **ids: Any) -> tuple[nn.Module, str]:
     _register()
     kind = getattr(transformers, FAMILIES[family])
     _known(settings, {*kind().to_dict(), *kind.attribute_map, "rope_theta", "rope_scaling"})
+    if "vocab_size" in settings:
+        raise FinloraError("model.config.vocab_size has no effect: a model has as many embeddings as its tokenizer has tokens", "set model.vocab_size, or name a tokenizer of that size")
     try:
         made = kind(**{**settings, **ids})
+        heads, shared = made.num_attention_heads, getattr(made, "num_key_value_heads", None) or 1
+        if heads % shared:
+            raise ValueError(f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}")
         return transformers.AutoModelForCausalLM.from_config(made, attn_implementation="finlora"), family
     except Exception as error:  # its refusals are of many kinds, some of them the hub's own
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
@@ -283,6 +294,7 @@ def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, ca
         if body is None:
             body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        sound.tokenizer(where, tokenizer, body)
     except (FinloraError, AssertionError, MemoryError):
         raise
     except Exception as error:  # transformers raises any kind for settings of a wrong one
@@ -351,11 +363,15 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, fa
 
 
 def load_tokenizer(where: str) -> Any:
-    """The tokenizer of a local folder."""
+    """The tokenizer of a local folder.  Raises: FinloraError where it cannot be read."""
     _quiet()
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except Exception as error:  # a damaged file is told in as many kinds as there are files
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FinloraError(f"cannot read the tokenizer in `{where}`: {first}", "copy its files again") from error
 
 
 def load_encoder(where: str | Path) -> tuple[Any, nn.Module]:

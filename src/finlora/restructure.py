@@ -207,8 +207,13 @@ def multiply_adds(model: Model, row_tokens: int) -> int:
         n_out, n_in = linear.shape
         inside += n_out * n_in if structure is None else structure.flops(cfg, n_in, n_out)
     inside += sum(math.prod(shape_of(module)) for module in find_linears(model.body).values())
-    head, config = model.body.get_output_embeddings().weight, model.config
-    return inside + head.numel() + config.num_hidden_layers * config.hidden_size * row_tokens
+    return inside + model.body.get_output_embeddings().weight.numel() + attention_width(model.config) * row_tokens
+
+
+def attention_width(config: Any) -> int:
+    """Values of all heads' queries over all layers: multiply-adds of a token's causal attention for each token of its row."""
+    heads = config.num_attention_heads
+    return config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def once_a_pass(structure: Structure, cfg: Any, n_in: int, n_out: int) -> int:

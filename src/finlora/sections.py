@@ -109,7 +109,7 @@ class StructurePart(Part):
     patterns: dict[str, Any] = setting({}, "settings that differ by layer, `keep` among them: {attention = {keep = 0.5}}", added=True)
     keep: float = setting(0.0, "share of each linear's parameters that is kept, which sets its rank; 0: as the rank says", low=0.0, high=1.0, added=True)
     compression: float = setting(
-        0.0, "by how much the whole model is to be smaller, which sets all ranks: 2.64; 0: as keep or the rank says", low=0.0, high=1000.0, added=True
+        0.0, "by how much the whole model is to be smaller, which sets all ranks: 2.64, at least 1; 0: as keep or the rank says", low=0.0, high=1000.0, added=True
     )
     rounded: str = setting("", "train as it will be kept: the factors are rounded by this codec in every forward pass; empty: they are not", added=True)
     guided: float = setting(0.0, "share of the steps over which a dense guide beside the structure fades out; 0: none", low=0.0, high=0.9, added=True)
@@ -117,7 +117,7 @@ class StructurePart(Part):
 
 @dataclass(frozen=True)
 class Parallel:
-    """[parallel]: pretraining under torchrun. None of it changes the result."""
+    """[parallel]: pretraining under torchrun. None of it changes the result but the draws of dropout, which each process has of its own."""
 
     later: ClassVar[bool] = True
 

@@ -208,6 +208,8 @@ def _crossed(spec: Spec, where: str) -> list[FinloraError]:
     sizes = {"keep": part.keep, "compression": part.compression, "rank": part.options.get("rank", 0)}
     if len(said := [f"structure.{key} = {value!r}" for key, value in sizes.items() if value]) > 1:
         problems.append(FinloraError(f"{' and '.join(said)}{where} {'both' if len(said) == 2 else 'all'} set the ranks", f"give one of the {'two' if len(said) == 2 else 'three'}"))
+    if 0 < part.compression < 1:
+        problems.append(FinloraError(f"structure.compression = {part.compression:g}{where} would make the model larger", "2.64 makes it 2.64 times smaller; 0 leaves the size to keep or the rank"))
     if spec.train.patience and not spec.data.validation:
         problems.append(
             FinloraError(

@@ -188,7 +188,10 @@ def _check_map(structure: Structure, cfg: Any, params: dict[str, Tensor], shape:
         if p.is_floating_point() == (key in structure.frozen) or p.dtype == torch.bool:
             raise FinloraError(f"{place}: `{key}` holds {str(p.dtype).removeprefix('torch.')}", "its weights are damaged: fetch or save the model again")
         if not p.is_meta and p.is_floating_point():
-            check_finite(p)
+            try:
+                check_finite(p)
+            except FinloraError as error:
+                raise FinloraError(f"{place}: `{key}`: {error.message}", error.hint) from None
         elif not p.is_meta and p.numel() and not 0 <= int(p.min()) <= int(p.max()) < n_out * n_in:
             raise FinloraError(f"{place}: `{key}` points outside the weight", "its weights are damaged: fetch or save the model again")
     try:

@@ -141,7 +141,7 @@ def fit(
     other examples; Interrupted on Ctrl-C, after saving.
     """
     if not train:
-        raise FinloraError("there are no training examples", "check data.tasks, data.dir and data.max_train")
+        raise FinloraError("there are no training examples", "check what is read of the data, and that data.validation does not hold it all out")
     if not model.trainable():
         raise FinloraError("nothing is trainable", "choose a method, such as lora")
     if settings.patience and folder is None:

@@ -32,7 +32,7 @@ def command(
     launcher: Annotated[str | None, typer.Option("--launcher", metavar="local|slurm|ray", help="run: on this machine (default), as a Slurm array to submit, or on Ray.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="run --launcher slurm: a further option of sbatch, such as --sbatch=--partition=gpu. Repeatable.")] = None,
     address: Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help="run --launcher ray: the cluster's address, or auto; a new local one by default.")] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="report: the method or arm that others are compared with; lora by default, in a study of pretraining none.")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="report: the method or arm that others are compared with; lora by default. In a study of pretraining a dense arm, by default the first, or another to be compared with besides.")] = None,
     show_text: Annotated[bool, typer.Option("--show-text", help="report: show the prompts of wrong answers also where their data do not ship with finlora; mind their licences.")] = False,
 ) -> None:
     """Run a grid of methods, codecs, tasks and seeds, and turn it into tables with paired intervals.

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import model as models
-from .. import receipt
+from .. import receipt, sound
 from ..calibrate import collect
 from ..checkpoint import leftovers, read_tensors
 from ..decompose import Decomposition, _allocate
@@ -41,11 +41,11 @@ from ..errors import FinloraError, Problems
 from ..fields import read_fields
 from ..linear import Store
 from ..registry import pick
-from ..seam import Stats
+from ..seam import Codec, Stats
 from ..structured import Composite
 from ..text import Tokens
 from ..train import mean_nats
-from .look import blocks_of, require_causal, short, stored_type, texts, turned
+from .look import blocks_of, short, stored_type, texts, turned
 from .settings import Compress
 
 __all__ = ["Compress", "compress"]
@@ -80,17 +80,23 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     """Decompose a model as the settings say; writes OUT/model and OUT/compress.json, and returns the latter's value.
 
     Raises: FinloraError for a folder that is not free, a model that is not causal or holds what is not finite, a text that is
-    empty, and a share of parameters that no rank can keep.
+    empty, a share of parameters that no rank can keep, a codec that needs a calibration.
     """
     began = time.perf_counter()
     out, say = _free(settings), progress.note if progress else lambda line: None
     record = pick("decomposition", settings.decomposition)
-    config = _config(record, settings.options)
+    config, codec = _config(record, settings.options), pick("codec", settings.codec)
+    if codec.needs(codec.config()):
+        raise FinloraError(f"codec = {codec.name}: it encodes by calibration, which factors do not have", "choose another, such as int8 or nf4")
     model = models.open_model(settings.model, codec="none", dtype=settings.dtype, device=settings.device, online=settings.online)
     shapes = {name: linear.shape for name, linear in model.linears.items() if models.matches(name, settings.targets)}
     if not shapes:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in model.linears})
         raise FinloraError(f"targets: `{settings.targets}` matches no linear of {model.name}", f"its linears are called {', '.join(kinds)}")
+    sound.causal(model)
+    for name in shapes:
+        if name in model.structured and (whole := model.structured[name][0]).dense is None:
+            raise FinloraError(f"{name}: structure `{whole.name}` is not one linear map, which could be cut in two", "set targets to other linears, or compress the model that it was made from")
     params, dense = _size(model, shapes), sum(out * inner for out, inner in shapes.values())
     if settings.keep * dense >= params:
         raise FinloraError(f"keep = {settings.keep:g}: the linears of {model.name} hold {params / dense:.0%} of their dense parameters already", "keep is a share of the dense ones: choose a smaller")
@@ -98,7 +104,6 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     even = _allocate.uniform(shapes, keep)
     length = min(settings.row_tokens or 2048, model.max_tokens)
     rows, held, told_text = texts(settings, model.tokenizer, length)
-    require_causal(model, max(rows, key=len))
     kind = _kind(settings, model)
     work = Work(settings, keep, record, config, model, blocks_of(shapes), shapes, rows, length, kind, [*model.notes, *short(rows, shapes)])
     if settings.allocation == "search" and len(held) < 2:
@@ -112,6 +117,8 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with crew(settings.workers) as solve, tempfile.TemporaryDirectory(prefix="finlora-") as scratch:
         said_before, kept = _measured(model, held, length), Kept(Path(scratch))
+        if said_before and not math.isfinite(said_before["nats"]):
+            raise FinloraError(f"{model.name} reads the held-out text at {said_before['nats']} nats a token", 'the model is damaged, or overflows: try dtype = "float32"')
         if settings.allocation == "uniform":
             ranks = even
             losses = decomposed(work, solve, {n: k for n, k in even.items() if k}, kept, seconds, say, put=settings.sequential)
@@ -127,6 +134,7 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
                     place(work, name, *kept.cut(name, rank))
     if settings.form == "dense":
         _multiplied(work)
+    _rounded(work, codec)
     said_after = _measured(model, held, length)
     computed, model.dtype = model.dtype, kind  # what is written is what was measured: it has been rounded already
     models.save(model, out / "model", replace=settings.overwrite)
@@ -137,10 +145,11 @@ def compress(settings: Compress, progress: Any = None) -> dict[str, Any]:
         for name, shape in targeted.items()
     }  # fmt: skip
     now = sum(one["params"] for one in linears.values())
+    written = dense if settings.form == "dense" else now
     said = {
         "schema": 1, "kind": "compress", "name": out.name, "settings": settings, "config": config,
         "model": {"name": model.name, "linears_before": params, "linears_after": now, "kept": now / dense,
-                  "params_before": whole, "params_after": whole - params + now},
+                  "params_before": whole, "params_after": whole - params + written},
         "text": told_text, "before": said_before, "after": said_after, "search": tried, "linears": linears, "notes": work.notes,
         "error_how": "root of E|x W^T - x (B A)^T|^2 over E|x W^T|^2, on the text calibrated on, before rounding to `stored`",
         "stored": str(kind).removeprefix("torch."),
@@ -261,6 +270,24 @@ def _multiplied(work: Work) -> None:
     model.structured.clear()
 
 
+@torch.no_grad()
+def _rounded(work: Work, codec: Codec) -> None:
+    """Round all else as it will be written, and keep what stands as factors by the codec."""
+    model, plain = work.model, pick("codec", "none")
+    if work.kind != model.dtype:
+        for p in model.body.parameters():
+            p.copy_(p.to(work.kind))
+        for linear in model.linears.values():
+            if isinstance(linear.store, Store) and linear.store.codec.lossless:
+                linear.store = Store(plain, plain.config(), linear.store.dense(torch.float32).to(work.kind), model.dtype)
+    for name in model.structured:
+        store = model.linears[name].store
+        if work.kind != model.dtype and store.codec.lossless:
+            params = {k: v.to(work.kind) if v.is_floating_point() else v for k, v in store.params(torch.float32).items()}
+            store = Composite(store.structure, store.how, params, plain, plain.config(), store.shape, model.dtype)
+        model.linears[name].store = store.under(codec, codec.config()) if not codec.lossless else store
+
+
 # -- sharing out and measuring -----------------------------------------------------------------------------------------
 
 
@@ -376,11 +403,19 @@ def _free(settings: Compress) -> Path:
     held = sorted({p.name for p in out.iterdir()} - {p.name for p in leftovers(out)}) if out.exists() else []
     if held and not settings.overwrite:
         raise FinloraError(f"out: `{out}` is not empty (`{held[0]}`)", "name a new folder, or set overwrite = true to replace what a compression left there")
-    if "model" in held and "compress.json" not in held:
-        raise FinloraError(f"out: `{out}` holds a `model` that no compression left there", "name another folder")
+    if (made := {"model", "compress.json"} & set(held)) and not _ours(out / "compress.json"):
+        raise FinloraError(f"out: `{out}` holds a `{max(made)}` that no compression left there", "name another folder")
     if "spec.toml" in held:
         raise FinloraError(f"out: `{out}` holds a run, whose model would be overwritten", "name another folder")
-    model = Path(settings.model).expanduser()
-    if model.exists() and model.resolve().is_relative_to((out / "model").resolve()):
-        raise FinloraError(f"overwrite would remove `{settings.model}`, which is to be compressed", "name another folder")
+    for name, why in ((settings.model, "is to be compressed"), *((text, "is to be read") for text in (*settings.text, *settings.val_text))):
+        path = Path(name).expanduser()
+        if path.exists() and any(path.resolve().is_relative_to((out / made).resolve()) for made in ("model", "compress.json")):
+            raise FinloraError(f"overwrite would remove `{name}`, which {why}", "name another folder")
     return out
+
+
+def _ours(file: Path) -> bool:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["kind"] == "compress"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

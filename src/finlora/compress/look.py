@@ -100,20 +100,6 @@ def short(rows: Sequence[Tokens], shapes: Mapping[str, tuple[int, int]]) -> list
 
 
 @torch.no_grad()
-def require_causal(model: models.Model, row: Tokens) -> None:
-    """Raises: FinloraError where a token's state depends on what comes after it, as in an encoder."""
-    ids = row.ids[:64]
-    if len(ids) < 3:
-        return
-    other = (*ids[:-2], ids[0] if ids[-2] != ids[0] else ids[1] if ids[-2] != ids[1] else (ids[0] + 1) % len(model.tokenizer), ids[-1])
-    if other == ids:
-        return
-    a, b = (models.hidden(model, collate([[Tokens(one, (1.0,) * len(one))]]).to(model.device))[0, :-1].float() for one in (ids, other))
-    if float((a - b).norm()) > 1e-5 * float(a.norm()):  # 0 in every decoder we tried; 6e-4 in a BERT that was never trained
-        raise FinloraError(f"`{model.name}` is no causal language model: its states depend on later tokens", "compress a decoder such as Llama or GPT-2")
-
-
-@torch.no_grad()
 def turned(model: models.Model, blocks: Mapping[str, Sequence[str]], rows: Iterable[Tokens], length: int) -> dict[str, float]:
     """1 - cos between what goes into each block and what comes out of it, mean over tokens (ShortGPT, 2403.03853); 0 for a
     linear outside all blocks."""

@@ -38,6 +38,7 @@ class Compress:
     sequential: bool = setting(False, "calibrate each block on what the compressed blocks before it give")
     workers: int = setting(1, "processes that decompose; the result is the same", low=1, high=1024, result=False)
     form: str = setting("factors", "what is written: the factors, or dense weights for other tools", choices=("factors", "dense"))
+    codec: str = setting("none", "how the factors that are written are kept: a codec's name, such as int8 or nf4; none: as numbers of `store`", filled=True)
     store: str = setting("auto", "type of the numbers that are written; auto: that of the model's own file", choices=("auto", "float32", "bfloat16", "float16"))
     seed: int = setting(0, "which part of the text is read", low=0, high=2**63 - 1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:1", result=False)
@@ -55,6 +56,13 @@ class Compress:
         for alpha in self.alphas:
             if not 0 <= alpha <= 1:
                 raise FinloraError(f"alphas must be from 0 to 1, got {alpha:g}", "0 looks at losses alone, 1 at importance alone")
-        for name, allocation in (("alpha", "loss"), ("alphas", "search")):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default and self.allocation != allocation:
-                raise FinloraError(f"{name} has no effect with allocation = {self.allocation}", f"set allocation = {allocation}, or leave it out")
+        chosen = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        for name, allocations in (("alpha", ("loss",)), ("alphas", ("search",)), ("floor", ("spectrum", "loss", "search"))):
+            if name in chosen and self.allocation not in allocations:
+                raise FinloraError(f"{name} has no effect with allocation = {self.allocation}", f"set allocation = {' or '.join(allocations)}, or leave it out")
+        if self.val_text and "validation" in chosen:
+            raise FinloraError("validation has no effect beside val_text, which is measured on", "leave one of the two out")
+        if "val_tokens" in chosen and not (self.validation or self.val_text):
+            raise FinloraError("val_tokens has no effect where nothing is held out", "set validation above 0, or give val_text")
+        if self.form == "dense" and "codec" in chosen:
+            raise FinloraError(f"codec = {self.codec} has no effect with form = dense", "`finlora export bnb` keeps dense weights encoded")

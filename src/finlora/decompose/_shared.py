@@ -42,10 +42,17 @@ def split(W_OI: Tensor, rank: int, undo_in: Tensor | None = None) -> Factors:
 
 def moment(C_II: Tensor, like: Tensor) -> Tensor:
     """C in float64 on W's device, made symmetric. A layer that never saw an input other than zero gets the identity, which
-    leaves it the weight's own metric."""
+    leaves it the weight's own metric.  Raises: FinloraError where it is not finite."""
+    known(C_II, "second moments of a linear's inputs")
     C = wide(C_II.to(like.device))
     C = (C + C.T) / 2
     return C if float(C.diagonal().max()) > 0 else torch.eye(len(C)).to(like)
+
+
+def known(seen: Tensor, what: str) -> None:
+    """Raises: FinloraError where what calibration saw is not finite."""
+    if not bool(torch.isfinite(seen).all()):
+        raise FinloraError(f"the {what} hold NaN or infinity", "calibrate in float32, or on other text; if that does not help the model is damaged")
 
 
 def damped(C_II: Tensor, share: float) -> Tensor:

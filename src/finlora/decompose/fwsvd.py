@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..seam import Stats
 from . import Decomposition, Factors, wide
-from ._shared import split
+from ._shared import known, split
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class FWSVD:
 
 def solve(cfg: FWSVD, W_OI: Tensor, stats: Stats | None, rank: int) -> Factors:
     """Factors of the given rank; errors are |(W - B A) diag(d)|^2."""
+    known(stats.grad_OI, "gradients of a linear's weight")
     d = wide(stats.grad_OI.to(W_OI.device)).norm(dim=0)
     most = float(d.max())
     d = d.clamp(min=1e-6 * most) if most > 0 else torch.ones_like(d)

@@ -3,6 +3,7 @@
     merged   a Hugging Face folder; the adapter is folded in in fp32 and the sum rounded once
     peft     an adapter folder over the original weights; plain LoRA wherever the method has that form, or cut to a rank
     bnb      a checkpoint that bitsandbytes has quantised, with the adapter beside it: the very weights it was trained over
+    encoded  a low-rank model with its factors kept by a codec: the smallest file, for finlora itself
 
 Each is written whole or not at all, never over what exists, with a model card (README.md) that says what went in and, where
 the run's fidelity was measured, what that costs.
@@ -23,6 +24,7 @@ from ..bnb import settings, write
 from ..errors import FinloraError, unknown
 from ..forms import PREFIX, common_fields, form, kept, plain_fields
 from ..linear import EDIT, Linear, over_original
+from ..model import save
 from ..structure_folder import as_dense
 from . import card
 from .factors import of_dense, shorter
@@ -138,6 +140,31 @@ def bnb(
     return write_model(opened, out, state, dtype, shard_size, card.model(opened, "bnb", how), extra, beside)
 
 
+def encoded(source: str | Path, out: str | Path, *, codec: str | None = None, model: str | None = None, device: str = "auto") -> Path:
+    """Write a low-rank model (a run's, a compressed one) with the factors of its linears kept by a codec, for finlora to open.
+
+    codec: the codec's name; by default the one that the folder is kept by already. Embeddings, norms and biases stay as the
+    checkpoint has them.
+    Raises: FinloraError for a source with an adapter or without factors, a codec that keeps numbers as they are or needs a
+    calibration, an `out` that exists.
+    """
+    if Path(out).exists():
+        raise FinloraError(f"`{out}` exists already", "name another folder")
+    opened = open_source(source, codec=codec, model=model, device=device)
+    body = opened.model
+    if opened.adapter_name is not None:
+        raise FinloraError(f"`{source}` is an adapter over a base", "encode the base, which serves any number of adapters, or write both as one: finlora export merged")
+    if not body.structured:
+        raise FinloraError(f"`{source}` has no linears of two factors", "bitsandbytes keeps whole weights encoded: finlora export bnb")
+    stores = [body.linears[key].store for key in body.structured]
+    if any(store.codec.lossless for store in stores):
+        raise FinloraError(f"codec `{stores[0].codec.name}` keeps numbers as they are", "choose one that makes them smaller, such as --codec int8 or nf4")
+    body.dtype = opened.dtype("auto")
+    save(body, out)
+    (Path(out) / "README.md").write_text(card.encoded(opened, stores[0].codec.name), encoding="utf-8")
+    return Path(out)
+
+
 def _native(opened: Opened, configs: dict[str, Any], params: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's fields and tensors of an adapter, in whichever of PEFT's forms there is."""
     method = next(iter(_held(opened).values())).how[opened.adapter_name][0]
@@ -163,4 +190,4 @@ def _turned(model: Any, key: str, W_OI: Tensor) -> Tensor:
     return W_OI.T if key in model.turned else W_OI
 
 
-__all__ = ["BASES", "DTYPES", "bnb", "merged", "peft"]
+__all__ = ["BASES", "DTYPES", "bnb", "encoded", "merged", "peft"]

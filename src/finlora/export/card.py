@@ -26,6 +26,13 @@ def model(opened: Opened, what: str, adapter: str) -> str:
     return "\n".join([*lines, "```", *_fidelity(opened.fidelity)]) + "\n"
 
 
+def encoded(opened: Opened, codec: str) -> str:
+    """The card of a low-rank model whose factors are kept by a codec."""
+    facts = {"made from": opened.base, **opened.facts, "factors are kept as": codec}
+    load = ["", "## How to load it", "", "```python", "import finlora", 'model = finlora.open_model(".")', "```"]
+    return "\n".join([*_head(opened, "finlora"), *_facts(facts), *load, *_fidelity(opened.fidelity)]) + "\n"
+
+
 def adapter(opened: Opened, fields: dict[str, Any], rank: int | None, errors: dict[str, float]) -> str:
     """The card of an adapter. errors: relative error of each linear's change, where it was cut to `rank`."""
     facts = {"base model": opened.base, **opened.facts, "kind in PEFT": fields["peft_type"], "rank in PEFT": fields.get("r", fields.get("init_r", ""))}

@@ -46,7 +46,8 @@ def is_pretraining(folder: str | Path) -> bool:
 def report(folder: str | Path, out: str | Path | None = None, codecs: Sequence[str] = (), reference: str = "") -> dict[str, Any]:
     """Write the report of a pretraining study's folder into `out` (default: the folder itself) and return its figures.
 
-    codecs: those that bytes are told for, none: the ones of fewest bits in 8 and in 4. reference: the dense arm to compare with.
+    codecs: those that bytes are told for, none: the ones of fewest bits in 8 and in 4. reference: the dense arm to compare with, or a
+    structured one that the others are compared with too.
     Raises: FinloraError where the folder holds no study, its runs cannot be compared, or a codec is unknown.
     """
     study, said = figures(folder, codecs, reference)
@@ -83,7 +84,7 @@ def figures(folder: str | Path, codecs: Sequence[str] = (), reference: str = "")
         "sizes": [{k: v for k, v in size.items() if k != "shapes"} for size in sizes],
         "arms": [_arm(study, size, arm, codecs, setting["moments"]) for size in sizes for arm in study.arms if study.of(size["size"], arm)],
         "comparisons": pretraining_compare.compare(study, memory), "power": pretraining_compare.power(study), "chords": pretraining_compare.chords(study, memory),
-        "speeds": pretraining_compare.speeds(study),
+        "speeds": pretraining_compare.speeds(study), "beside": {"arm": study.beside, "rows": pretraining_compare.beside(study)},
         "trend": pretraining_compare.trends(study, {size["size"]: size["non_embedding"] for size in sizes}),
         "table_structure": structures[0] if structures else "", "table": pretraining_sizes.parameter_table(structures[0], codecs=codecs) if structures else [],
         "chosen": dict(study.chosen), "failed": list(study.failed), "missing": study.missing(),
@@ -121,7 +122,7 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str],
         "params": first.params, "non_embedding": first.params - size["embeddings"], "smaller": first.dense / first.params,
         "smaller_linears": size["linears"] / (size["linears"] - first.dense + first.params), "flops_per_token": 6 * first.work,
         "tokens_per_s": statistics.median(r.rate for r in runs), "growth_bytes": statistics.median(growth) if growth else None, "state_bytes": _state(first, size["shapes"], moments),
-        "activation_bytes": first.activation, "at_edge": any(r.edge for r in runs), "ranks": sorted({told["rank"] for one in first.linears.values() if "rank" in (told := one.get("inner", one))}),
+        "activation_bytes": first.activation, "at_edge": any(r.edge for r in runs), "ranks": sorted({told["rank"] for one in first.linears.values() if "rank" in (told := pretraining_sizes.unwrapped(one))}),
         "bytes": {codec or "16": pretraining_sizes.stored(codec, first.kind, first.linears, size["shapes"], first.params) for codec in ("", *codecs)},
         "runs": [r.run for r in runs],
     }  # fmt: skip
@@ -130,8 +131,8 @@ def _arm(study: Study, size: Mapping[str, Any], arm: str, codecs: Sequence[str],
 def _state(run: Trained, shapes: pretraining_sizes.Shapes, moments: bool) -> float:
     """Bytes that training holds for each value (a dense guide's among them), and what the structures hold and do not train.
 
-    moments: whether the optimiser's are counted as the receipts tell, at the end of training, where a guide has gone; else AdamW's.
+    moments: whether the optimiser's are counted as the receipts tell (a guide that has faded keeps its own to the end); else AdamW's.
     """
-    guides = sum(math.prod(shapes[name]) for name, settings in run.linears.items() if "inner" in settings)
-    state = run.moments if moments and run.moments is not None else MOMENTS * run.params
-    return TRAINED * run.params + state + (TRAINED + MOMENTS) * guides + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)
+    trained = run.params + sum(math.prod(shapes[name]) for name in pretraining_sizes.guides(run.linears))
+    state = run.moments if moments and run.moments is not None else MOMENTS * trained
+    return TRAINED * trained + state + pretraining_sizes.fixed_bytes(run.kind, run.linears, shapes)

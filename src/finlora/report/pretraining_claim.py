@@ -51,9 +51,9 @@ def sentences(said: Mapping[str, Any]) -> list[str]:
     return [text for text in out if text]
 
 
-def named(said: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The row's arm, marked where its searched value or dense's at that size lies at an end of the list."""
-    return row["arm"] + (EDGE if _at_edge(said, row) else "")
+def named(said: Mapping[str, Any], row: Mapping[str, Any], base: str = "") -> str:
+    """The row's arm, marked where its searched value or that of `base` (dense) at that size lies at an end of the list."""
+    return row["arm"] + (EDGE if _at_edge(said, row, base) else "")
 
 
 def levels(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -66,8 +66,8 @@ def levels(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return {f"{statistics.median(row['smaller_linears'] for row in rows):.2g}x": rows for rows in found}
 
 
-def _at_edge(said: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    return any(a.get("at_edge") for a in said["arms"] if a["size"] == row["size"] and a["arm"] in (row["arm"], said["reference"]))
+def _at_edge(said: Mapping[str, Any], row: Mapping[str, Any], base: str = "") -> bool:
+    return any(a.get("at_edge") for a in said["arms"] if a["size"] == row["size"] and a["arm"] in (row["arm"], base or said["reference"]))
 
 
 def _scale(said: Mapping[str, Any]) -> str:

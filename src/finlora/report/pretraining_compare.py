@@ -76,9 +76,9 @@ def line(xs: Sequence[float], ys: Sequence[float], level: float = 0.95) -> dict[
     return {"value": slope, "low": slope - reach, "high": slope + reach, "p": p, "n": n}
 
 
-def pairs(study: Study, size: str, arm: str) -> list[tuple[Trained, Trained]]:
-    """(run, dense run) of the same seed and as many tokens."""
-    own, base = study.of(size, arm), study.of(size, study.reference)
+def pairs(study: Study, size: str, arm: str, base_arm: str = "") -> list[tuple[Trained, Trained]]:
+    """(run, run of `base_arm`, or dense) of the same seed and as many tokens."""
+    own, base = study.of(size, arm), study.of(size, base_arm or study.reference)
     both = [(own[seed], base[seed]) for seed in own if seed in base]
     return [(a, b) for a, b in both if math.isclose(a.tokens, b.tokens, rel_tol=EQUAL)]
 
@@ -122,6 +122,21 @@ def compare(study: Study, memory: Callable[[Trained], float]) -> dict[str, list[
         rows = [_row(study, way, size, arm, memory) for size in study.sizes for arm in study.compared() if study.of(size, arm)]
         _adjust([(found, found["p"]) for row in rows if (found := row["difference"] or row["bound"])])
         out[way] = rows
+    return out
+
+
+def beside(study: Study) -> list[dict[str, Any]]:
+    """Every arm against the structured one that was asked for, at equal tokens: {"size", "arm", "difference": an interval with
+    "holm_p" over these rows, "speed": the interval of the ratio of tokens a second}; none where none was asked for."""
+    out = []
+    for size in study.sizes if study.beside else ():
+        for arm in study.arms:
+            both = pairs(study, size, arm, study.beside) if arm != study.beside else []
+            if both:
+                logs = interval([math.log(a.rate / b.rate) for a, b in both])
+                speed = {k: v if k in ("n", "p") or v is None else math.exp(v) for k, v in logs.items()}
+                out.append({"size": size, "arm": arm, "difference": interval([a.loss - b.loss for a, b in both]), "speed": speed})
+    _adjust([(row["difference"], row["difference"]["p"]) for row in out])
     return out
 
 

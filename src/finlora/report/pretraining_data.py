@@ -63,7 +63,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that was read. runs: in the order of sizes and arms; failed: [{"keys", "error"}]; held: for where the numbers are from."""
+    """A study that was read. runs: in the order of sizes and arms; failed: [{"keys", "error"}]; held: for where the numbers are
+    from; beside: a structured arm that the others are compared with too, or ""."""
 
     name: str
     runs: tuple[Trained, ...]
@@ -76,6 +77,7 @@ class Study:
     chosen: Mapping[str, Any]
     failed: Sequence[Mapping[str, Any]]
     held: Held
+    beside: str = ""
 
     def of(self, size: str, arm: str) -> dict[Any, Trained]:
         """{seed: run} of one arm at one size."""
@@ -92,10 +94,11 @@ class Study:
 
 
 def load(folder: str | Path, reference: str = "") -> Study:
-    """The pretraining study in a folder. reference: the dense arm to compare with; "": the one of as many steps as the others.
+    """The pretraining study in a folder. reference: the dense arm to compare with; "": the one of as many steps as the others; a
+    structured arm: besides that one, at equal tokens.
 
     Raises: FinloraError where the folder holds no study or no finished run, a run did not pretrain, the runs were not held
-    against the same text, or none of them is dense.
+    against the same text, none of them is dense, or there is no such arm.
     """
     folder = Path(folder)
     study = read_study(folder)
@@ -118,11 +121,14 @@ def load(folder: str | Path, reference: str = "") -> Study:
     width = {r.size: r.dense for r in runs}
     sizes = tuple(sorted(width, key=width.__getitem__))
     arms = tuple(dict.fromkeys(r.arm for r in runs))
+    if reference and reference not in arms:
+        raise unknown("arm", reference, arms, "the study, to compare others with (--reference)")
     base, budgets = _reference(runs, arms, reference)
     return Study(
         study["study"], tuple(sorted(runs, key=lambda r: (sizes.index(r.size), arms.index(r.arm), str(r.seed)))), sizes, arms,
         tuple(dict.fromkeys(r.seed for r in runs)), base, budgets, searched, study.get("chosen") or {},
         [*(study.get("failed") or []), *unmeasured], Held(folder, study, _without_folders(raw), raw, []),
+        beside="" if reference in ("", base) else reference,
     )  # fmt: skip
 
 
@@ -177,15 +183,18 @@ def _work(sheet: Mapping[str, Any], kind: str, linears: Mapping[str, Mapping[str
     """Multiply-adds of training a token, a third of forward and backward together, as torch counts what is computed.
 
     To those of a receipt, which are what the map asks for: what a structure does once a pass whatever its tokens, shared among
-    those of a micro-batch, and the half of attention that lies after each query (see restructure.multiply_adds).
+    those of a micro-batch, the half of attention that lies after each query (see restructure.multiply_adds), and a dense guide
+    while it is there.
     """
     spec, model = sheet["spec"], sheet["model"]
     train, config = part(spec, "train"), spec["model"]["config"]
     length = part(spec, "data").get("row_tokens") or 0
     tokens = length * (train.get("micro_rows") or train.get("batch") or 1)
     vocabulary = pretraining_sizes.vocabulary(config, model["params_dense"])
-    once = pretraining_sizes.once_a_pass(kind, linears, pretraining_sizes.layout(config, vocabulary)[0]) if linears else 0
-    return model["forward_multiply_adds"] + pretraining_sizes.attention(config, vocabulary, length) + (once / 3 / tokens if tokens else 0)
+    shapes = pretraining_sizes.layout(config, vocabulary)[0]
+    once = pretraining_sizes.once_a_pass(kind, linears, shapes) if linears else 0
+    guides = sum(share * math.prod(shapes[name]) for name, share in pretraining_sizes.guides(linears).items())
+    return model["forward_multiply_adds"] + pretraining_sizes.attention(config, vocabulary, length) + guides + (once / 3 / tokens if tokens else 0)
 
 
 def _at_edge(keys: Mapping[str, Any], chosen: Mapping[str, Any], searched: str) -> bool:
@@ -210,10 +219,9 @@ def _setup(spec: Mapping[str, Any], searched: str) -> Any:
 
 
 def _reference(runs: Sequence[Trained], arms: Sequence[str], asked: str) -> tuple[str, tuple[str, ...]]:
-    """(the dense arm to compare with, it and its budgets)."""
+    """(the dense arm to compare with, it and its budgets). asked: an arm, or ""; one that is not dense chooses none."""
     plain = [arm for arm in arms if not any(r.linears for r in runs if r.arm == arm)]
-    if asked and asked not in plain:
-        raise unknown("dense arm", asked, plain, "the study, to compare others with (--reference)")
+    asked = asked if asked in plain else ""
     if not plain:
         raise FinloraError("no run of the study is dense: there is nothing to compare with", "add an arm that leaves structure.kind as it is")
     first = {arm: next(r for r in runs if r.arm == arm) for arm in plain}

@@ -46,9 +46,9 @@ def layout(config: Mapping[str, Any], vocab: int) -> tuple[Shapes, int, int]:
 @functools.lru_cache(32)
 def _attention(config: str, vocab: int) -> int:
     from finlora.model import outline
+    from finlora.restructure import attention_width
 
-    told = outline(json.loads(config), vocab).config
-    return told.num_hidden_layers * told.hidden_size
+    return attention_width(outline(json.loads(config), vocab).config)
 
 
 def attention(config: Mapping[str, Any], vocab: int, row_tokens: int) -> int:
@@ -118,8 +118,26 @@ def stored(codec: str, kind: str, linears: Mapping[str, Mapping[str, Any]], shap
 
 
 def _text(settings: Mapping[str, Any]) -> str:
-    """A linear's settings as a key; a guide that faded is none."""
-    return json.dumps(settings.get("inner", settings), sort_keys=True)
+    """A linear's settings as a key."""
+    return json.dumps(unwrapped(settings), sort_keys=True)
+
+
+def unwrapped(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a linear's structure itself, without a guide that faded and rounding in training."""
+    while "inner" in settings:
+        settings = settings["inner"]
+    return settings
+
+
+def guides(linears: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{linear with a dense guide beside it: the share of the steps over which it fades out}."""
+    found = {}
+    for name, settings in linears.items():
+        while "inner" in settings:
+            if "share" in settings:
+                found[name] = float(settings["share"])
+            settings = settings["inner"]
+    return found
 
 
 def usual_codecs() -> tuple[str, ...]:

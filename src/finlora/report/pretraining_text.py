@@ -36,7 +36,7 @@ class Table:
 
 def tables(said: Mapping[str, Any]) -> list[Table]:
     """All tables that have rows, in the order of the report."""
-    out = [_claim(said), _sizes(said), _arms(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _power(said), _how(said), _gpt2(said), _search(said)]
+    out = [_claim(said), _sizes(said), _arms(said), _beside(said), _bytes(said), *(_compared(said, way) for way in WAYS), _speeds(said), _trend(said), _power(said), _how(said), _gpt2(said), _search(said)]
     return [table for table in out if table.rows]
 
 
@@ -59,9 +59,9 @@ def _sizes(said: Mapping[str, Any]) -> Table:
     return Table("sizes", "Sizes", "Parameters of the dense models; embeddings are those of tokens and positions, and an output layer of its own.", heads, rows)
 
 
-def _edges(said: Mapping[str, Any]) -> str:
+def _edges(said: Mapping[str, Any], base: str = "dense") -> str:
     """What the mark beside an arm means, where one stands there."""
-    return f" An arm is marked{EDGE} where its {said['searched']}, or that of dense, lies at an end of its list." if any(a["at_edge"] for a in said["arms"]) else ""
+    return f" An arm is marked{EDGE} where its {said['searched']}, or that of {base}, lies at an end of its list." if any(a["at_edge"] for a in said["arms"]) else ""
 
 
 def _arms(said: Mapping[str, Any]) -> Table:
@@ -78,6 +78,17 @@ def _arms(said: Mapping[str, Any]) -> Table:
         ])  # fmt: skip
     edge = f" A value marked{EDGE} lies at an end of its list." if any(a["at_edge"] for a in said["arms"]) else ""
     return Table("arms", "Arms", f"Held-out loss at the end of training, mean over seeds with Student's 95% interval; tokens a second: median over seeds.{edge}", heads, rows)
+
+
+def _beside(said: Mapping[str, Any]) -> Table:
+    base, heads = said["beside"]["arm"], (("size", False), ("arm", False), ("seeds", True), ("difference, nats/token", True), ("p (Holm)", True), ("times its tokens/s", True))
+    rows = [[r["size"], named(said, r, base), str(r["difference"]["n"]), _difference(r["difference"]), _p(r["difference"].get("holm_p")), _ratio(r["speed"])] for r in said["beside"]["rows"]]
+    lead = f"Loss of the arm less that of {base}, of the same size, seed and tokens: below 0 the arm is better. p by Holm over this table; intervals are Student's over seeds, not widened for its length.{_edges(said, base)}"
+    return Table("beside", f"Beside {base}", lead, heads, rows)
+
+
+def _ratio(r: Mapping[str, Any]) -> str:
+    return f"{r['value']:.2f}" + (f" [{r['low']:.2f}, {r['high']:.2f}]" if r["low"] is not None else "")
 
 
 def _mega(value: float | None, digits: int = 1) -> str:
@@ -119,8 +130,7 @@ def _speeds(said: Mapping[str, Any]) -> Table:
     rows = []
     for row in said["speeds"]:
         r = row["ratio"]
-        low_high = f" [{r['low']:.2f}, {r['high']:.2f}]" if r["low"] is not None else ""
-        rows.append([row["size"], row["arm"], str(r["n"]), f"{r['value']:.2f}{low_high}", f"{row['median']:.2f}", _p(r.get("holm_p"))])
+        rows.append([row["size"], row["arm"], str(r["n"]), _ratio(r), f"{row['median']:.2f}", _p(r.get("holm_p"))])
     return Table("speed", "Speed of training", "Ratio to dense of the same size and seed, geometric mean with Student's 95% interval over seeds.", heads, rows)
 
 

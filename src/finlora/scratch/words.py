@@ -81,6 +81,8 @@ def _in_memory(spec: specs.Spec, tokenizer: Any) -> Corpus:
     if not texts:
         raise _none()
     held, train = _split(texts, spec.data.validation)
+    if not train:
+        raise FinloraError(f"data.validation = {spec.data.validation:g} holds all {len(texts)} documents out: nothing is left to train on", "lower it, or give more documents")
     taken, train_pieces = _pieces(train, tokenizer, spec.data.row_tokens, spec.data.max_tokens)
     _, val_pieces = _pieces(held, tokenizer, spec.data.row_tokens, 0)
     n_train, n_held = (sum(len(t.ids) - 1 for t in cut) for cut in (train_pieces, val_pieces))
@@ -90,13 +92,13 @@ def _in_memory(spec: specs.Spec, tokenizer: Any) -> Corpus:
 
 def _mapped(spec: specs.Spec, tokenizer: Any, progress: Any) -> Corpus:
     folder, data = Path(spec.data.shards).expanduser(), spec.data
+    weights = {key: float(value) for key, value in data.text_weights.items()}
     if data.text:
-        weights = {key: float(value) for key, value in data.text_weights.items()}
         shards.tokenise(
             data.text, tokenizer, folder, workers=data.workers, dedup=data.dedup, validation=data.validation, max_tokens=data.max_tokens,
             weights=weights, only=data.sources, exclude=data.exclude_sources, progress=progress,
         )  # fmt: skip
-    train, held = shards.open_shards(folder, data.row_tokens, join=data.join, tokenizer=tokenizer)
+    train, held = shards.open_shards(folder, data.row_tokens, join=data.join, tokenizer=tokenizer, weights=weights)
     if not len(train):
         raise _none()
     told = [

@@ -271,7 +271,7 @@ def _finished(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
     if differs is None:
         shutil.rmtree(out / WORK, ignore_errors=True)  # a build that was killed just behind its rename
         return held
-    remedy = "name another folder, or ask for it to be overwritten"
+    remedy = "name another folder, or remove this one"
     if differs == "sources" and held["paths"] == settings["paths"]:
         plan.check(held["sources"], held["paths"])  # names the file
     raise FinloraError(f"`{out}` holds shards of another text or made otherwise (`{differs}` differs)", remedy)

@@ -118,7 +118,7 @@ def check(told: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
     there any more is no change (shards travel without their text); a file that a folder lacks, or has more, is one.
     Raises: FinloraError naming the file.
     """
-    remedy = "tokenise again into a new folder, or with overwrite"
+    remedy = "tokenise again into a new folder, or remove this one"
     for wanted in told:
         file = Path(wanted["file"])
         if not file.exists():

@@ -43,6 +43,10 @@ def streamed(
             from datasets import load_dataset as load
         except ImportError:
             raise FinloraError(f"data set `{name}`: reading from the hub needs the package `datasets`", "pip install datasets") from None
+    return _rows(load, name, split, config, revision, column)
+
+
+def _rows(load: Callable[..., Any], name: str, split: str, config: str | None, revision: str | None, column: str) -> Iterator[Document]:
     try:
         for number, row in enumerate(load(name, config, split=split, revision=revision, streaming=True), 1):
             if column not in row:
