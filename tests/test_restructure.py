@@ -91,6 +91,27 @@ def test_factors_are_kept_by_codecs_and_written_as_they_are_kept(codec, tokenize
         opened(tmp_path / "q", codec="fp8")
 
 
+def test_a_low_rank_model_is_exported_encoded(tokenizer, tmp_path, capsys):
+    from finlora.cli import main
+
+    models.save(fresh(tokenizer, "gpt2"), tmp_path / "m")
+    argv = ["export", "encoded", str(tmp_path / "m"), "-o", str(tmp_path / "e"), "--device", "cpu"]
+    for wrong, wanted in (([*argv, "--codec", "none"], "keeps numbers as they are"), (argv, "keeps numbers as they are"), ([*argv, "--codec", "int8", "--dtype", "float16"], "--dtype has no effect")):
+        assert main(wrong) == 2 and wanted in capsys.readouterr().err and not (tmp_path / "e").exists()
+    assert main([*argv, "--codec", "int8"]) == 0
+    again = opened(tmp_path / "e")
+    assert torch.equal(out(again), out(opened(tmp_path / "m", codec="int8"))) and not torch.equal(out(again), out(opened(tmp_path / "m")))
+    sizes = [(tmp_path / name / "structured.safetensors").stat().st_size for name in "me"]
+    inside = sum(linear.store.size for linear in again.linears.values())
+    assert sizes[0] - sizes[1] > 2 * inside, "four bytes a number became one, and scales"
+    assert "factors are kept as | int8" in (tmp_path / "e" / "README.md").read_text()
+    assert main(["export", "encoded", str(tmp_path / "e"), "-o", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    assert torch.equal(out(opened(tmp_path / "again")), out(again))
+    assert main([*argv, "--codec", "int8"]) == 2 and "exists already" in capsys.readouterr().err
+    models.save(opened(tmp_path / "m"), tmp_path / "d", dense=True)
+    assert main(["export", "encoded", str(tmp_path / "d"), "-o", str(tmp_path / "x"), "--codec", "int8"]) == 2 and "no linears of two factors" in capsys.readouterr().err
+
+
 def test_adapters_over_the_product_and_over_the_factors(tokenizer, tmp_path):
     model = fresh(tokenizer)
     models.save(model, tmp_path / "m")
@@ -270,7 +291,8 @@ def test_a_plan_hits_its_target(tokenizer):
 def test_multiply_adds_are_what_torch_counts_of_a_step(structure, tokenizer):
     """Six FLOPs for each, with all of a row's attention where half is asked for, and what a structure does once a pass."""
     record, tokens = pick("structure", structure), 64
-    model = models.new_model(SHAPES["gpt2"], tokenizer, 0, dtype="float32", device="cpu").requires_grad_(True)
+    shape = {**SHAPES["gpt2"], "attn_pdrop": 0.1}  # torch counts no FLOPs of the kernel that attention without dropout takes on a CPU
+    model = models.new_model(shape, tokenizer, 0, dtype="float32", device="cpu").requires_grad_(True)
     plan = restructure.plan(record, record.config(), restructure.shapes_of(model.body), keep=1.0 if structure == "dense" else 0.5)
     shapes = restructure.shapes_of(model.body)
     restructure.put(model, plan, 0).train()

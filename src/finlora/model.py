@@ -220,8 +220,11 @@ def _fresh(config: dict[str, Any], **ids: Any) -> tuple[nn.Module, str]:
     family = settings.pop("family", "llama")
     if family not in FAMILIES:
         raise unknown("model family", family, FAMILIES, "model.config.family")
-    if family == "gpt2":  # the same function as its `gelu_new`, in one kernel: 43% less is kept for the backward pass
+    if family == "gpt2":
+        # the same function as its `gelu_new`, in one kernel: 43% less is kept for the backward pass
         settings.setdefault("activation_function", "gelu_pytorch_tanh")
+        for drop in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):  # 0.1 is of a time when text was read many times over
+            settings.setdefault(drop, 0.0)
     _register()
     kind = getattr(transformers, FAMILIES[family])
     _known(settings, {*kind().to_dict(), *kind.attribute_map, "rope_theta", "rope_scaling"})

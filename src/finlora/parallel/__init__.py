@@ -4,7 +4,7 @@
 
 The processes stand in a grid of `pipeline` stages times world / pipeline replicas.  Replicas share out each step's examples;
 the divisor of the loss is the whole step's weight, summed over the replicas before any backward pass, and gradients are
-summed, so the run is that of one process up to the order of additions.  Stages hold consecutive blocks of the body and
+summed, so the run is that of one process up to the order of additions (dropout is drawn by each process for itself).  Stages hold consecutive blocks of the body and
 pass activations on, by PyTorch's own schedules:
 
     gpipe         all forwards, then all backwards                                    idle (p-1)/(m+p-1)

@@ -60,6 +60,8 @@ def _pretrain(spec: specs.Spec, progress: Any, team: several.Team, held_open: Ex
     if progress:
         what = f"{model.name} is trained further by {spec.method.kind}" if goes_on else f"a new model of {restructure.trained_values(model):,} parameters ({spec.structure.kind})"
         progress.note(f"{what}; {corpus.predictions:,} tokens to train on, {corpus.held_predictions:,} held out")
+        if team.alone and spec.parallel.data != type(spec.parallel)().data:
+            progress.note(f"note: parallel.data = {spec.parallel.data} has no effect in one process; torchrun starts several")
         if spec.data.validation and not corpus.held:
             progress.note(f"note: data.validation = {spec.data.validation:g} held no document out: there are too few")
     resumed = checkpoint.latest(folder / "checkpoints") is not None

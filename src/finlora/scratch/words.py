@@ -42,7 +42,7 @@ class Corpus:
 
 
 def tokenizer(spec: specs.Spec, folder: Path) -> Any:
-    """The tokenizer asked for; one trained here is kept in the run's folder, so that a resumed run has the same.
+    """The tokenizer asked for; one trained here, on what is not held out, is kept in the run's folder, so that a resumed run has the same.
 
     Raises: FinloraError for texts that cannot be read, or none.
     """
@@ -51,7 +51,8 @@ def tokenizer(spec: specs.Spec, folder: Path) -> Any:
     if not (folder / "tokenizer").exists():
         config = spec.model.config
         longest = int(config.get("max_position_embeddings", config.get("n_positions", spec.data.row_tokens)))
-        raw = train_tokenizer(_some(documents(spec.data.text, spec.data.sources, spec.data.exclude_sources)), spec.model.vocab_size)
+        found = documents(spec.data.text, spec.data.sources, spec.data.exclude_sources)
+        raw = train_tokenizer(_some(d for d in found if not shards.held_out(d, spec.data.validation)), spec.model.vocab_size)
         checkpoint.atomic_folder(folder / "tokenizer", lambda t: models.wrap_tokenizer(raw, longest).save_pretrained(t))
     return models.load_tokenizer(str(folder / "tokenizer"))
 
