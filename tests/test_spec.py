@@ -295,7 +295,7 @@ def _another(section: str, f: dataclasses.Field):
     if isinstance(default, int):
         return default + 1
     if isinstance(default, float):
-        return 0.5 if default != 0.5 else 0.25
+        return 1.5 if (limits.get("high") or 0) > 1 else 0.5 if default != 0.5 else 0.25
     if isinstance(default, dict):
         return {"a": 1}
     if "choices" in limits:

@@ -18,12 +18,14 @@ from conftest import SHAPES
 
 from finlora import model as models
 from finlora import weights
+from finlora.data import collate
 from finlora.errors import FinloraError
 from finlora.linear import Place
 from finlora.model import open_model, save
 from finlora.registry import names, pick
 from finlora.seam import is_by_shape
 from finlora.streaming import Empty
+from finlora.text import Tokens
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 400, "max_position_embeddings": 128, "initializer_range": 0.2}
 MORE = {  # each with the trait that makes opening it different
@@ -39,6 +41,12 @@ MORE = {  # each with the trait that makes opening it different
     "mamba": ("MambaConfig", {"state_size": 4}),  # parameters that are no module's weight
     "olmo2": ("Olmo2Config", {}),
     "granite": ("GraniteConfig", {}),
+}
+OWN = {  # families whose layers never ask transformers for an attention function, as bloom's and falcon's
+    "mpt": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "codegen": ("CodeGenConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128}),
+    "xglm": ("XGLMConfig", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}),
+    "gpt_neo": ("GPTNeoConfig", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}),
 }
 
 WHOLE = models._whole
@@ -59,7 +67,7 @@ def folders(make_model, tokenizer, tmp_path_factory):
     root = tmp_path_factory.mktemp("streamed")
     for family in SHAPES:
         save(make_model(family), root / family)
-    for family, (kind, settings) in MORE.items():
+    for family, (kind, settings) in {**MORE, **OWN}.items():
         write_model(root / family, kind, settings, tokenizer)
     return root
 
@@ -108,6 +116,22 @@ def same(a, b) -> None:
 
 
 # -- the same model --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [*SHAPES, *MORE, *OWN])
+@torch.no_grad()
+def test_every_family_reads_as_transformers_own_attention_does(family, folders):
+    """No token sees a later one, whoever computes the attention: the last state but one does not know the last token."""
+    model = models.open_model(str(folders / family), device="cpu", dtype="float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folders / family, attn_implementation="eager", dtype=torch.float32)
+    ids = [k * 7 % 300 for k in range(24)]
+
+    def states(last):
+        return models.hidden(model, collate([[Tokens((*ids, last, 1), (1.0,) * 26)]]))[0]
+
+    ours, wanted = states(5), theirs.base_model(torch.tensor([[*ids, 5]])).last_hidden_state[0]
+    assert torch.equal(ours[:24], states(9)[:24]) and not torch.equal(ours[24:], states(9)[24:])
+    assert (ours - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -581,8 +605,9 @@ def test_the_memory_it_takes(folders, tmp_path):
     share = {}
     for name, how in (("memory", "none"), ("disk", tmp_path / "cache"), ("mapped", tmp_path / "cache"), ("whole", "whole")):
         share[name] = measured(folders / "llama", tmp_path / "model", how)["growth"] / total
-    # of 118 MB; 31 MB of each are no weights: measured 0.57, 0.50, 0.26, 3.05. The encoded weights alone are 0.28
-    assert share["memory"] < 0.75 and share["disk"] < 0.75 and share["mapped"] < 0.4, share
+    # of 118 MB; 31 MB of each are no weights: measured 0.54, 0.60, 0.45, 3.01. The encoded weights alone are 0.28; where they are
+    # mapped they are in memory for the one row by which a model to be trained is seen to be causal
+    assert share["memory"] < 0.75 and share["disk"] < 0.75 and share["mapped"] < 0.55, share
     assert share["whole"] > 1, share  # the measure sees what it should
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,8 @@ def open_model(
     if source is not None:
         source.close()
         model.notes += source.notes
-    sound.finite(where, model.body)
+    if source is None or not source.known:
+        sound.finite(where, model.body)
     if method is not None:  # to be trained
         sound.causal(model.eval())
     if stats is not None and codec is not None:
@@ -297,6 +299,7 @@ def _load(where: str, dtype: torch.dtype, device: torch.device, online: bool, ca
         if body is None:
             body = _whole(where, dtype, options).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        _of_its_own(body)
         sound.tokenizer(where, tokenizer, body)
     except (FinloraError, AssertionError, MemoryError):
         raise
@@ -314,6 +317,16 @@ def _attending(make: Callable[..., Any]) -> Any:
         if error.args != ("finlora",):
             raise
         return make(attn_implementation="eager")  # no packed rows
+
+
+def _of_its_own(body: nn.Module) -> None:
+    """Give a family whose layers never ask the attention interface (Bloom, XGLM, CodeGen) the mask that they add themselves.
+
+    transformers would leave the mask out for ours, which needs none, and those layers would then see what comes later.
+    """
+    if not any(hasattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS") for module in body.modules()):
+        for config in {id(c): c for c in (body.config, body.config.get_text_config())}.values():
+            config._attn_implementation = "eager"
 
 
 def _whole(where: str, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:

@@ -55,6 +55,7 @@ class Source:
     keys: linear -> the checkpoint's tensor. turned: linears that the family keeps as (in, out). dtype: the compute dtype,
     to which a weight is brought as soon as it is read. cache: None keeps what is worth it, True everything, a folder
     everything there, False nothing. quantised: linears that the checkpoint holds encoded. notes: what did not work out.
+    known: whether the checkpoint has been opened and encoded before, so that nothing of it needs to be looked at.
     """
 
     checkpoint: Checkpoint
@@ -67,6 +68,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     chained: dict[str, Any] = field(default_factory=dict)  # linears in whose place two stand, with their structure
     kept: Encoded | None = None
+    known: bool = False
     read: int = 0  # bytes, since memory was last given back
 
     def weight(self, name: str) -> Tensor:
@@ -92,6 +94,7 @@ class Source:
         root = cache_root(self.cache)
         folder = root / "encoded" / entry_key(self.checkpoint, codec, cfg, self.dtype, self.device, root)
         self.kept = open_encoded(folder, shapes)
+        self.known = self.kept is not None
         if self.kept is None and make:
             self.kept, why = encode(shapes, self.weight, codec, cfg, self.dtype, folder)
             if why:
