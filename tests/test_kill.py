@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from finlora.train import Interrupted
 
 STEPS = 40
 WORDS = {"positive": "rose", "negative": "fell", "neutral": "was unchanged"}
@@ -155,6 +158,29 @@ def check(times: int, seed: int, place: Path, out: Path, undisturbed) -> None:
     assert {task: r["metrics"] for task, r in receipt["results"].items()} == {task: r["metrics"] for task, r in wanted["results"].items()}
     left = [str(p.relative_to(out)) for p in out.rglob("*") if p.name.endswith((".part", ".old"))]
     assert not left, left
+
+
+class Stops(Ready):
+    """Asks the run to stop at a step, as Ctrl-C and a scheduler do."""
+
+    def __init__(self, at: int, by: signal.Signals):
+        self.at, self.by = at, by
+
+    def step(self, n: int = 0, *_, **__):
+        if n == self.at:
+            os.kill(os.getpid(), self.by)
+
+
+@pytest.mark.parametrize("at, by", [(7, signal.SIGINT), (STEPS, signal.SIGTERM)], ids=["midway", "last"])
+def test_stopped_by_a_signal_it_goes_on_to_the_same_end(place, undisturbed, tmp_path, at, by):
+    """At the last step too: grading would follow, which whoever asked does not want to wait for."""
+    with pytest.raises(Interrupted, match=f"saved at step {at} of {STEPS}"):
+        tune(place, tmp_path / "run", Stops(at, by))
+    assert not (tmp_path / "run" / "receipt.json").exists()
+    receipt = tune(place, tmp_path / "run")
+    assert receipt["train"]["curve"] == undisturbed[1]["train"]["curve"]
+    adapter = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / adapter).read_bytes() == (undisturbed[0] / adapter).read_bytes()
 
 
 def test_killed_three_times(place, undisturbed, tmp_path):

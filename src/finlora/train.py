@@ -204,7 +204,7 @@ def fit(
             asked = spread.any(interrupt.asked)
             if root is not None and (looked or at.step % save_every == 0 or at.step == total or at.stopped or asked):
                 _save(stepper, root, at, settings, spread)
-            if asked and at.step < total:
+            if asked and (at.step < total or root is not None):  # at the last step too, with which more than training may begin
                 spread.finish()
                 where = f"saved at step {at.step} of {total} in `{folder}`" if folder else "nothing was saved: the run has no folder"
                 raise Interrupted(f"stopped by the user, {where}", "run the same command again, without overwrite, to resume")

@@ -428,9 +428,13 @@ def test_interrupted_twice_stops_at_once(run, undisturbed, tmp_path):
     assert same(tensors(run(tmp_path)[0]), undisturbed()[0])
 
 
-def test_interrupted_at_the_last_step_is_finished(run, undisturbed, tmp_path):
-    model, told = run(tmp_path, progress=At(STEPS, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert told["steps"] == STEPS and same(tensors(model), undisturbed()[0])
+def test_interrupted_at_the_last_step_stops_too_and_loses_nothing(run, undisturbed, tmp_path):
+    stop = At(STEPS, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match=f"saved at step {STEPS} of {STEPS}"):
+        run(tmp_path, progress=stop)
+    for folder, progress in ((tmp_path, None), (None, stop)):  # without a folder nothing would be left, so it is finished
+        model, told = run(folder, progress=progress)
+        assert told["steps"] == STEPS and same(tensors(model), undisturbed()[0])
 
 
 def test_interrupted_without_a_folder_says_so(run):
