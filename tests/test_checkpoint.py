@@ -246,3 +246,14 @@ def test_a_broken_tensor_file_is_named(tmp_path):
     for name in ("x.safetensors", "none.safetensors"):
         with pytest.raises(FinloraError, match=name):
             checkpoint.read_tensors(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_what_is_written_is_for_those_whom_the_umask_lets(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = checkpoint.atomic_folder(tmp_path / "m", lambda t: save_file({"w": torch.zeros(2)}, t / "model.safetensors"))
+    finally:
+        os.umask(before)
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == mode

@@ -41,7 +41,10 @@ def atomic_folder(folder: Path, write: Callable[[Path], None], replace: bool = F
             _put_back(old)
         temporary.mkdir()
         write(temporary)
+        mode = temporary.stat().st_mode & 0o666  # what the user's umask leaves; safetensors gives its files to their owner alone
         for file in [*temporary.rglob("*"), temporary]:
+            if file.is_file():
+                file.chmod(mode)
             _sync(file)
         old = None
         if folder.exists():
