@@ -91,7 +91,8 @@ def crew(workers: int = 1) -> Iterator[Callable[[Iterable[Job]], Iterator[Answer
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks without their threads
     with ProcessPoolExecutor(workers, context, _begin, (os.getpid(),)) as pool:
-        pool.submit(os.getpid)  # workers take seconds to start: they do so now, while the caller calibrates
+        for _ in range(workers):  # workers take seconds to start, each as it is first needed: now, while the caller calibrates
+            pool.submit(os.getpid)
         yield lambda jobs: _dealt(pool, jobs, workers)
 
 
