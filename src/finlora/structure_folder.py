@@ -48,10 +48,11 @@ def save(model: Model, folder: str | Path, replace: bool = False) -> None:
 
     Raises: FinloraError where the folder exists, the disk is full, a guide has not faded, or an adapter stands over the product.
     """
-    atomic_folder(Path(folder), lambda t: _write(model, t), replace)
+    atomic_folder(Path(folder), lambda t: write(model, t), replace)
 
 
-def _write(model: Model, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
+    """The files of `save`, into a folder that is there."""
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {}
     codec = None

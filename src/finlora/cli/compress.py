@@ -55,7 +55,7 @@ def command(
     with shared.live() as progress:
         told = compress(Compress(**values), progress=progress)
     size, before, after = told["model"], told["before"], told["after"]
-    written = ", written out dense" if dense or told["settings"].form == "dense" else ""
+    written = ", written out dense" if told["settings"].form == "dense" else ""
     typer.echo(f"linears: {size['linears_before']:,} parameters to {size['linears_after']:,} ({size['kept']:.1%}{written}); model: {size['params_before']:,} to {size['params_after']:,}")
     if before and after:
         typer.echo(f"held-out text: {before['nats']:.4f} nats a token before, {after['nats']:.4f} after (perplexity {before['perplexity']:.2f} to {after['perplexity']:.2f})")

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import structure_folder
 from ..adapters import MAIN, write_folder
 from ..bases import trained_whole
 from ..bnb import check as check_bnb
 from ..bnb import settings, write
+from ..checkpoint import atomic_folder
 from ..errors import FinloraError, unknown
 from ..forms import PREFIX, common_fields, form, kept, plain_fields
 from ..linear import EDIT, Linear, over_original
-from ..model import save
 from ..structure_folder import as_dense
 from . import card
 from .factors import of_dense, shorter
@@ -160,9 +161,12 @@ def encoded(source: str | Path, out: str | Path, *, codec: str | None = None, mo
     if any(store.codec.lossless for store in stores):
         raise FinloraError(f"codec `{stores[0].codec.name}` keeps numbers as they are", "choose one that makes them smaller, such as --codec int8 or nf4")
     body.dtype = opened.dtype("auto")
-    save(body, out)
-    (Path(out) / "README.md").write_text(card.encoded(opened, stores[0].codec.name), encoding="utf-8")
-    return Path(out)
+
+    def whole(folder: Path) -> None:
+        structure_folder.write(body, folder)
+        (folder / "README.md").write_text(card.encoded(opened, stores[0].codec.name), encoding="utf-8")
+
+    return atomic_folder(Path(out), whole)
 
 
 def _native(opened: Opened, configs: dict[str, Any], params: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Any], dict[str, Tensor]]:

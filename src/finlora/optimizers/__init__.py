@@ -24,7 +24,8 @@ class Optimizer:
     (in, out). settings: the rate, betas and epsilon of spec.Train. pairs: the low-rank pairs among the parameters, both
     factors trained. State may hold tensors and numbers, by parameter; a parameter without state begins anew. Its
     `lasting`, where it has one, names the numbers among them that count on when the rest is forgotten (`optim.forget`).
-    paper: arXiv number. paired: it is nothing without pairs. invariant: the steps of B A are the same for every (R A, B R^-1), whatever the invertible R."""
+    paper: arXiv number. paired: it is nothing without pairs. invariant: the steps of B A are the same for every
+    (R A, B R^-1), whatever the invertible R."""
 
     name: str
     config: type
