@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -393,6 +395,32 @@ def test_a_job_is_a_decomposition():
                 assert torch.allclose(B @ A, (f.B @ f.A).float(), atol=1e-5)
                 assert answer.error == pytest.approx(float(answer.errors[6]), rel=1e-9, abs=1e-12 * answer.errors[0])
     assert torch.get_num_threads() == threads
+
+
+def test_a_long_job_does_not_keep_the_others_from_being_handed_out(monkeypatch):
+    """Answers in the order of the jobs, at most workers + 1 unfinished, and the first may be the last to finish."""
+    handed, ninth = [], threading.Event()
+
+    def slow(job):
+        if job == 8:
+            ninth.set()
+        assert job or ninth.wait(20), "no job was handed out while the first was computed"
+        return _solve.Answer(str(job), None, None, None, 0.0, 0.0)
+
+    def made():
+        for k in range(40):
+            assert sum(not f.done() for f in futures) <= 2
+            handed.append(k)
+            yield k
+
+    futures = []
+    monkeypatch.setattr(_solve, "_guarded", slow)
+    with ThreadPoolExecutor(2) as pool:
+        submit = pool.submit
+        monkeypatch.setattr(pool, "submit", lambda *a: futures.append(submit(*a)) or futures[-1])
+        for k, answer in enumerate(_solve._dealt(pool, made(), 2)):
+            assert answer.name == str(k) and len(handed) - k <= (_solve.WAITING + 1) * 2 + 1
+    assert handed == [*range(40)]
 
 
 def test_an_error_in_a_job_names_its_linear():

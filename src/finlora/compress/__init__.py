@@ -221,10 +221,10 @@ def _groups(work: Work) -> Iterator[list[str]]:
 
 
 def _jobs(work: Work, names: Sequence[str], ranks: Mapping[str, int]) -> Iterator[Job]:
-    """A job for each linear; what calibration saw of it is let go as it leaves."""
+    """A job for each linear, those with the most to compute first; what calibration saw of it is let go as it leaves."""
     model = work.model
     seen = collect(model, work.rows, work.needs, row_tokens=work.length, names=names, budget_bytes=MOMENTS)
-    for at, name in enumerate(names):
+    for at, name in enumerate(sorted(names, key=lambda n: -work.shapes[n][0] * work.shapes[n][1] ** 2)):
         stats: Stats = seen.pop(name)
         if not bool(torch.isfinite(stats.moment_II).all()):
             raise FinloraError(f"{name}: its inputs are not finite on this text", 'the model is damaged, or overflows: try dtype = "float32"')

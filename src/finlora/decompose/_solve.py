@@ -2,9 +2,9 @@
 
 Each weight is decomposed by one thread, here as in a worker, from a copy in float64 that begins at an aligned address: how
 a matrix library cuts a sum depends on nothing else, so the number of workers changes no bit.  A job holds one weight and what
-calibration saw of it, and no more than workers + 1 jobs
-are on their way at a time.  Arrays travel as bytes, never through
-shared memory, which small containers lack.
+calibration saw of it, and no more than workers + 1 jobs are unfinished at a time.  Answers come in the order of the jobs: one
+that is ready early waits, and so that few do, a caller gives the largest jobs first (which also leaves no worker alone with a
+long job at the end).  Arrays travel as bytes, never through shared memory, which small containers lack.
 
 Shapes: W_OI, C_II, A_RI, B_OR; errors_K (R + 1,).
 """
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from ..registry import pick
 from ..seam import Stats
 from . import wide
 from ._shared import balanced, output_error, output_errors
+
+WAITING = 4  # answers for each worker that wait for an earlier one, at most
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,11 @@ def _dealt(pool: ProcessPoolExecutor, jobs: Iterable[Job], workers: int) -> Iter
     try:
         for job in jobs:
             waiting.append(pool.submit(_guarded, job))
-            if len(waiting) > workers:
-                yield _taken(waiting.popleft())
+            del job  # the next one is made while this one is computed: its arrays need not be held twice
+            while len(unfinished := [f for f in waiting if not f.done()]) > workers or len(waiting) > (WAITING + 1) * workers:
+                wait(unfinished, return_when=FIRST_COMPLETED)
+                while waiting and waiting[0].done():
+                    yield _taken(waiting.popleft())
         while waiting:
             yield _taken(waiting.popleft())
     except BrokenProcessPool as error:
