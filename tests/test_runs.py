@@ -145,3 +145,15 @@ def test_the_text_told_is_the_text_taken(tmp_path):
     whole, some = (words.corpus(Spec(data=Data(text=[str(tmp_path)], row_tokens=16, max_tokens=most, validation=0.0)), new_tokenizer()) for most in (0, 30))
     assert (whole.told[0]["rows"], some.told[0]["rows"]) == (4, 1) and some.told[0]["bytes"] == {"0": (tmp_path / "0.txt").stat().st_size}
     assert receipt.plain(some.told)[0]["tokens"] == some.predictions < whole.predictions
+
+
+def test_a_tokenizer_is_named_by_the_base_or_by_a_folder_of_the_home(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Sales rose by 3 percent. " * 40, encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    gpt2 = {"family": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    for name, out in (("finlora/base", "first"), ("~/first/model", "second")):
+        told = pretrain(spec_from_dict({
+            "run": {"out": str(tmp_path / out), "device": "cpu", "dtype": "float32"}, "model": {"config": gpt2, "tokenizer": name},
+            "data": {"text": [str(tmp_path / "a.txt")], "row_tokens": 16, "validation": 0.0}, "train": {"steps": 1, "batch": 2},
+        }))  # fmt: skip
+        assert told["train"]["steps"] == 1 and (tmp_path / out / "model" / "tokenizer.json").is_file()

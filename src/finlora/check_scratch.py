@@ -37,8 +37,7 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
         )
     _shards(spec, problems)
     _parallel(spec, problems)
-    tokenizer = Path(spec.model.tokenizer).expanduser()
-    if spec.model.tokenizer not in ("", "train") and not (tokenizer / "tokenizer.json").is_file():
+    if spec.model.tokenizer not in ("", "train") and not (_tokenizer(spec) / "tokenizer.json").is_file():
         problems.append(
             FinloraError(
                 f"model.tokenizer: `{spec.model.tokenizer}` is not a tokenizer folder, it has no tokenizer.json",
@@ -54,6 +53,13 @@ def pretraining(spec: Spec, problems: list[FinloraError]) -> None:
         )
     if spec.model.config:
         gathered(problems, lambda: _structure(spec, problems))
+
+
+def _tokenizer(spec: Spec) -> Path:
+    """The folder of the tokenizer that is named."""
+    from .model import BASE, locate
+
+    return Path(locate(BASE) if spec.model.tokenizer == BASE else spec.model.tokenizer).expanduser()
 
 
 def _shards(spec: Spec, problems: list[FinloraError]) -> None:
@@ -134,7 +140,7 @@ def _structure(spec: Spec, problems: list[FinloraError]) -> None:
 
     part = spec.structure
     resolved = gathered(problems, lambda: resolve(part))
-    given = Path(spec.model.tokenizer).expanduser()
+    given = _tokenizer(spec)
     own = spec.model.tokenizer not in ("", "train") and (given / "tokenizer.json").is_file()
     vocabulary = len(load_tokenizer(str(given))) if own else spec.model.vocab_size
     if own and spec.model.vocab_size not in (type(spec.model)().vocab_size, vocabulary):

@@ -379,12 +379,13 @@ def _stream(where: str, dtype: torch.dtype, device: torch.device, cache: Any, fa
 
 
 def load_tokenizer(where: str) -> Any:
-    """The tokenizer of a local folder.  Raises: FinloraError where it cannot be read."""
+    """The tokenizer of a local folder, or of finlora/base.  Raises: FinloraError where it cannot be read."""
     _quiet()
     import transformers
 
+    folder = locate(BASE) if where == BASE else str(Path(where).expanduser())
     try:
-        return transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a damaged file is told in as many kinds as there are files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FinloraError(f"cannot read the tokenizer in `{where}`: {first}", "copy its files again") from error
