@@ -32,9 +32,21 @@ class Unserved(FinloraError):
 
 
 def hidden(model: Model, batch: Batch) -> torch.Tensor:
-    """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each."""
-    with autocast(model):
-        return _hidden(model, batch)
+    """The last hidden states (B, T, D) of a batch; no document sees another, positions restart in each.
+
+    Raises: FinloraError where layers, rewired, turn out to read weights past their linears' forward (Mamba, RWKV).
+    """
+    try:
+        with autocast(model):
+            return _hidden(model, batch)
+    except AttributeError as error:
+        if not model.linears or "'Linear' object has no attribute 'weight'" not in str(error):
+            raise
+        kind = type(model.body.base_model).__name__
+        raise FinloraError(
+            f"`{model.name}`: {kind} reads weights of its linears itself, which a codec, method or decomposition takes from it",
+            "it can be read as it is; to tune or compress, choose a model of attention layers such as Llama",
+        ) from error
 
 
 def autocast(model: Model) -> torch.autocast:
