@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finlora import minhash
 from finlora.audit import audit, checks, labels, leaks, look, near, read, witnesses
 from finlora.audit.findings import Finding, ordered
 from finlora.audit.page import page, write
@@ -85,7 +86,7 @@ def test_signatures_estimate_the_exact_jaccard(varied):
     drawn = [near.prepare(varied, seed) for seed in range(8)]
     held = drawn[0]
     exact = np.array([near.jaccard(held.pieces[i], held.pieces[j]) for i, j in pairs])
-    error = np.array([[near.estimate(h, i, j) for i, j in pairs] for h in drawn]) - exact
+    error = np.array([[minhash.agreement(h.signatures[i], h.signatures[j]) for i, j in pairs] for h in drawn]) - exact
     # 8 draws of 4,098 pairs: mean error 0.008, root mean square 0.044, worst 0.18; sqrt(J (1 - J) / 120) is 0.046 at J = 0.5,
     # and pairs err together, since all texts share an ending: the eight means lie between -0.019 and 0.036
     assert abs(error.mean()) < 0.02 and np.sqrt((error**2).mean()) < 0.05

@@ -26,7 +26,7 @@ LONGEST = 500
 LAYERS = {
     "values": {"errors", "registry", "fields", "sections", "spec", "receipt", "locks"},
     "mathematics": {"seam", "linear", "structured", "optimizers", "codecs", "structures", "methods", "decompose", "loss"},
-    "words": {"text", "tasks", "score", "seeds", "data", "rows", "floors", "figures", "corpus", "tokenizer", "xbrl", "numbers", "programs", "shots", "own_tasks", "conll", "hub", "shards"},
+    "words": {"text", "tasks", "score", "seeds", "data", "rows", "floors", "figures", "corpus", "tokenizer", "xbrl", "numbers", "programs", "shots", "own_tasks", "conll", "hub", "shards", "minhash"},
     "bodies": {
         "model",
         "forward",

@@ -21,11 +21,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finlora import corpus, data
+from finlora import corpus, data, minhash
 from finlora.corpus import Document
 from finlora.errors import FinloraError
 from finlora.scratch import words as memory
-from finlora.shards import build, open_shards, order, plan, spool, streamed, thinned, tokenise, unit, words, workers
+from finlora.shards import (
+    build,
+    open_shards,
+    order,
+    plan,
+    repeats,
+    spool,
+    streamed,
+    thinned,
+    tokenise,
+    unit,
+    words,
+    workers,
+)
 from finlora.tokenizer import train_tokenizer
 
 SENTENCES = [
@@ -282,7 +295,7 @@ def test_a_unit_is_as_many_neighbouring_files_as_fit(tmp_path):
             assert ["".join(names) for names in got] == ["0123456"[k : k + fit] for k in range(0, 7, fit)]
 
 
-@pytest.mark.parametrize("dedup", ["none", "exact"])
+@pytest.mark.parametrize("dedup", ["none", "exact", "near"])
 def test_the_folder_does_not_depend_on_the_workers(text, raw, tmp_path, dedup):
     options = {"unit_bytes": 3000, "validation": 0.2, "dedup": dedup, "max_tokens": 4000}
     one = tokenise([str(text)], raw, tmp_path / "one", **options)
@@ -292,8 +305,9 @@ def test_the_folder_does_not_depend_on_the_workers(text, raw, tmp_path, dedup):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_killed_build_goes_on_with_what_is_done(text, raw, tmp_path, monkeypatch):
-    options = {"unit_bytes": 2000, "dedup": "exact", "validation": 0.1}
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_a_killed_build_goes_on_with_what_is_done(text, raw, tmp_path, monkeypatch, dedup):
+    options = {"unit_bytes": 2000, "dedup": dedup, "validation": 0.1}
     wanted = tokenise([str(text)], raw, tmp_path / "whole", **options)
     for stop in (0, 1, 5):
         write, left = unit.write_tokens, [stop]
@@ -379,6 +393,70 @@ def test_equal_texts_are_kept_once_wherever_they_lie(tmp_path, raw):
     whole = [p.ids for p in open_shards(tmp_path / "all", 4096)[0]]
     first = [whole[k] for k, r in enumerate([*held[:50], *copies, *copies, *held[50:]]) if " ".join(r["text"].split()) in normal and not normal.remove(" ".join(r["text"].split()))]
     assert [p.ids for p in open_shards(tmp_path / "out", 4096)[0]] == first  # the first of each, in order
+
+
+def filings(n: int, seed: int = 7) -> list[str]:
+    """Texts of 60 to 300 drawn words, each followed by versions with more and more words drawn anew."""
+    rng = random.Random(seed)
+    words, out = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(2000)], []
+    for _ in range(n):
+        held = rng.choices(words, k=rng.randint(60, 300))
+        for changed in (0, 0.002, 0.01, 0.03, 0.06, 0.2):
+            out.append(", ".join(rng.choice(words) if rng.random() < changed else w.title() if changed else w for w in held))
+    rng.shuffle(out)
+    return out
+
+
+def test_near_texts_are_kept_once_and_others_all(tmp_path, raw):
+    texts = filings(60)
+    lines(tmp_path / "a.jsonl", [{"id": str(k), "text": t} for k, t in enumerate(texts[:200])])
+    lines(tmp_path / "b.jsonl", [{"id": str(k), "text": t} for k, t in enumerate(texts[200:])])
+    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    told = tokenise(sources, raw, tmp_path / "out", dedup="near", unit_bytes=20_000, validation=0.0)
+    whole = [p.ids for p in open_shards(tokenise_all(sources, raw, tmp_path), 1 << 20)[0]]
+    left = [p.ids for p in open_shards(tmp_path / "out", 1 << 20)[0]]
+    kept, at = [], 0
+    for ids in left:  # in order, the first of each
+        at = next(k for k in range(at, len(whole)) if whole[k] == ids)
+        kept.append(at)
+        at += 1
+    pieces = [minhash.of_words(t) for t in texts]
+    nearest = [max((minhash.jaccard(pieces[k], pieces[j]) for j in kept if j < k), default=0.0) for k in range(len(texts))]
+    gone = set(range(len(texts))) - set(kept)
+    # exact J of 360 texts to the nearest kept before them: what went had 0.75 or more, what stayed at most 0.83
+    assert all(nearest[k] > 0.7 for k in gone) and all(nearest[k] < 0.88 for k in kept)
+    assert len(gone) == told["counts"]["duplicates"] > 120 and sum(0.3 < nearest[k] for k in kept) > 60
+
+
+def tokenise_all(sources: list[str], raw, folder: Path) -> Path:
+    tokenise(sources, raw, folder / "all", unit_bytes=20_000, validation=0.0)
+    return folder / "all"
+
+
+def test_thousands_cut_from_one_template_are_thinned_in_pieces(tmp_path, raw, monkeypatch):
+    rng = random.Random(3)
+    words = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(120)]
+    varied = [" ".join(words), *(" ".join(f"{w}{k}" if n == k % 120 else w for n, w in enumerate(words)) for k in range(499))]  # J to the first: 0.92
+    other = [" ".join(rng.choices(words, k=100)) for _ in range(50)]
+    lines(tmp_path / "a.jsonl", [{"id": str(k), "text": t} for k, t in enumerate([*varied, *other])])
+    for most in (repeats.AT_A_TIME, 7):
+        monkeypatch.setattr(repeats, "AT_A_TIME", most)
+        told = tokenise([str(tmp_path / "a.jsonl")], raw, tmp_path / f"out{most}", dedup="near", unit_bytes=20_000, validation=0.0)
+        assert told["counts"]["duplicates"] == 499 and told["counts"]["train"]["documents"] == 51
+    assert content(tmp_path / "out7") == content(tmp_path / f"out{most}")
+
+
+@pytest.mark.parametrize("texts, kept", [(["a", "b", "A.", "b"], 2), (["---", "***", "---"], 2), (["利益は増加した。", "利益は減少した。", "利益は増加した"], 2), (["a b c d e f"] * 3 + ["f e d c b a"], 2)])
+def test_short_and_odd_texts_by_words(tmp_path, raw, texts, kept):
+    lines(tmp_path / "a.jsonl", [{"id": str(k), "text": t} for k, t in enumerate(texts)])
+    assert tokenise([str(tmp_path / "a.jsonl")], raw, tmp_path / "out", dedup="near", validation=0.0)["counts"]["train"]["documents"] == kept
+
+
+def test_a_long_texts_signature_is_that_of_all_its_pieces(monkeypatch):
+    pieces = [minhash.of_words(t) for t in filings(3)]
+    for step in (7, 1 << 8):
+        monkeypatch.setattr(minhash, "_STEP", step)
+        assert np.array_equal(minhash.signatures(pieces), np.stack([minhash.signature(p) for p in pieces]))
 
 
 def test_hashes_of_texts(raw):
@@ -736,7 +814,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 import numpy, pyarrow
 from finlora.shards import open_shards, order, tokenise, unit
-folder, size, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, size, workers, dedup = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 rng = random.Random(0)
 words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(6, 14))) for _ in range(3000)]
 raw = Tokenizer(models.WordLevel({w: k for k, w in enumerate([*words, "<s>", "</s>", "?"])}, unk_token="?"))
@@ -748,7 +826,7 @@ if not (folder / "a.jsonl").exists():
             written += file.write(json.dumps({"text": " ".join(rng.choices(words, k=300))}) + "\\n")
     (folder / "part").rename(folder / "a.jsonl")
 before = unit.peak_bytes()
-told = tokenise([str(folder / "a.jsonl")], raw, folder / "out", workers=workers, dedup="exact")
+told = tokenise([str(folder / "a.jsonl")], raw, folder / "out", workers=workers, dedup=dedup)
 joined, _ = open_shards(folder / "out", 1024, join=True)
 steps = len(joined) // 64 + 1  # the whole of it, shuffled
 tokens = sum(len(joined[i].ids) - 1 for step in range(steps) for i in order.members(step, 64, len(joined), 0))
@@ -759,8 +837,8 @@ print(json.dumps({"before": before, "after": unit.peak_bytes(), "worker": told["
 """
 
 
-def law(folder: Path, size: int, workers: int) -> dict[str, int]:
-    done = subprocess.run([sys.executable, "-c", LAW, str(folder), str(size), str(workers)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])})
+def law(folder: Path, size: int, workers: int, dedup: str = "exact") -> dict[str, int]:
+    done = subprocess.run([sys.executable, "-c", LAW, str(folder), str(size), str(workers), dedup], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["text"] >= size and told["tokens"] > 0.99 * told["counted"]
@@ -768,8 +846,9 @@ def law(folder: Path, size: int, workers: int) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's peak")
-def test_memory_does_not_grow_with_the_text(tmp_path):
-    told = law(tmp_path, 20_000_000, 2)
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_memory_does_not_grow_with_the_text(tmp_path, dedup):
+    told = law(tmp_path, 20_000_000, 2, dedup)
     print(told)
     assert told["after"] - told["before"] < 20e6 and told["worker"] < 64e6  # measured 12e6 and 49e6 (42e6 of it imports)
 

@@ -166,7 +166,7 @@ class Data:
     shards: str = setting("", "pretraining: folder that keeps the text as tokens and is mapped from there, for text larger than memory; made where it is missing", result=False)
     text_weights: dict[str, Any] = setting({}, "pretraining: how often a file or folder of data.text counts, by its name there; only with data.shards", added=True)
     join: bool = setting(False, "pretraining: rows run on over the ends of documents; only with data.shards", added=True)
-    dedup: str = setting("none", "pretraining: leave out documents that occur already; only with data.shards", choices=("none", "exact"), added=True)
+    dedup: str = setting("none", "pretraining: leave out documents that occur already, letter for letter or nearly; only with data.shards", choices=("none", "exact", "near"), added=True)
     workers: int = setting(1, "processes that turn text into tokens", low=1, high=1024, result=False)
 
 

@@ -1,6 +1,6 @@
-"""Building a folder of shards: fingerprint, plan, hash (where duplicates are dropped), tokenise, and put in place.
+"""Building a folder of shards: fingerprint, plan, hash or sign (where duplicates are dropped), tokenise, and put in place.
 
-    sources -> units -> [hashes of texts -> which to drop] -> tokens -> manifest -> rename
+    sources -> units -> [hashes or signatures of texts -> which to drop] -> tokens -> manifest -> rename
 
 All of it happens in `.NAME.part` beside the folder; a finished unit is kept there, so that a killed build goes on, and the
 rename at the end makes the folder appear whole or not at all.
@@ -19,18 +19,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import locks
 from ..errors import FinloraError, unknown
-from . import plan, unit, workers
+from . import plan, repeats, unit, workers
 from . import words as wording
 from .unit import SPLITS, WORK
 from .workers import REQUEST, TOKENIZER
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.jsonl"
-DEDUP = ("none", "exact")
+DEDUP = {"exact": ("hash", "hashes", repeats.mark_equal), "near": ("sign", "signatures", repeats.mark_near)}  # what a unit does, leaves, and who reads it
 
 
 def tokenise(
@@ -54,8 +52,8 @@ def tokenise(
 ) -> dict[str, Any]:
     """Tokenise files and folders into a folder of shards; returns its manifest, with "run" for how it went.
 
-    tokenizer: its folder, or the object.  dedup: `exact` keeps the first of equal texts (white space aside), for which all
-    text is read once before.  validation: share of documents held out, by hash (see unit).  seed: of that hash.
+    tokenizer: its folder, or the object.  dedup: `exact` keeps the first of equal texts (white space aside), `near` of texts
+    whose pieces of five words overlap by about four fifths (see repeats); all text is read once before.  validation: share of documents held out, by hash (see unit).  seed: of that hash.
     max_tokens: stop behind the document that brings so many to train on, in order of the sources; 0: all.
     weights: {source: how often its pieces count in an epoch} (2.5: twice, and every other piece a third time); 1 for others.
     only, exclude: of rows by their `source`.  vocab: entries of the model that will read them; 0: as the tokenizer says.
@@ -107,8 +105,8 @@ def _check(sources, dedup, validation, max_tokens, weights, workers) -> dict[str
     """The settings' own rules; returns a weight for each source."""
     if isinstance(sources, str):
         raise FinloraError(f"data.text is the string `{sources}`", "give a list of paths")
-    if dedup not in DEDUP:
-        raise unknown("way", dedup, DEDUP, "dedup")
+    if dedup not in ("none", *DEDUP):
+        raise unknown("way", dedup, ("none", *DEDUP), "dedup")
     if not 0 <= validation < 1:
         raise FinloraError(f"validation is {validation}", "a share of at least 0 and below 1")
     if max_tokens < 0 or workers < 1:
@@ -140,10 +138,10 @@ def _fill(folder: Path, found: Any, settings: dict[str, Any], words: wording.Wor
     total = sum(1 for _ in workers.units_of(work / PLAN))
     peak = 0
     if settings["dedup"] != "none":
-        step = _stepper(progress, "read", total)
-        todo = (u for u in workers.units_of(work / PLAN) if not (work / f"{u.name}.hashes").exists())
-        peak = workers.work("hash", todo, settings, words, folder, n, lambda u: step())
-        _mark_duplicates(folder)
+        step, (what, left, mark) = _stepper(progress, "read", total), DEDUP[settings["dedup"]]
+        todo = (u for u in workers.units_of(work / PLAN) if not (work / f"{u.name}.{left}").exists())
+        peak = workers.work(what, todo, settings, words, folder, n, lambda u: step())
+        mark(folder, workers.units_of(work / PLAN))
     told: dict[int, dict[str, Any]] = {}
     reached = _Reached(told, settings["max_tokens"])
     step, kept = _stepper(progress, "tokenise", total), []
@@ -207,23 +205,6 @@ def _cut(folder: Path, settings: dict[str, Any], words: wording.Words, told: dic
             return u.number
         tokens += told[u.number]["train"]["tokens"]
     return max(told)
-
-
-def _mark_duplicates(folder: Path) -> None:
-    """Write `.work/NAME.drop` for every unit: the places, int64, of texts that came before, in that unit or another."""
-    seen: list[np.ndarray] = []  # sorted, each more than twice the next: eight bytes a text, and few merges
-    for u in workers.units_of(folder / WORK / PLAN):
-        hashes = np.fromfile(folder / WORK / f"{u.name}.hashes", np.uint64)
-        fresh, first = np.unique(hashes, return_index=True)
-        new = np.ones(len(fresh), bool)
-        for known in seen:
-            at = np.minimum(np.searchsorted(known, fresh), len(known) - 1)
-            new &= known[at] != fresh
-        unit.write(folder / WORK / f"{u.name}.drop", np.setdiff1d(np.arange(len(hashes)), first[new]).astype(np.int64).tobytes())
-        if new.any():
-            seen.append(fresh[new])
-        while len(seen) > 1 and len(seen[-2]) <= 2 * len(seen[-1]):
-            seen[-2:] = [np.sort(np.concatenate(seen[-2:]))]
 
 
 def _manifest(settings: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import corpus
+from .. import corpus, minhash
 from ..errors import FinloraError
 from . import words as wording
 from .plan import Unit
@@ -77,6 +77,17 @@ def hash_texts(unit: Unit, settings: dict[str, Any], folder: Path) -> None:
     """Write the hash of each of the unit's documents, uint64, to `.work/NAME.hashes`."""
     out = np.fromiter((text_hash(d.text) for d in chosen(unit, settings)), np.uint64)
     write(folder / WORK / f"{unit.name}.hashes", out.tobytes())
+
+
+def sign_texts(unit: Unit, settings: dict[str, Any], folder: Path) -> None:
+    """Write the MinHash signature of each of the unit's documents to `.work/NAME.signatures`."""
+    path = folder / WORK / f"{unit.name}.signatures"
+    part = _part(path, "")
+    with part.open("wb") as file:
+        for d in chosen(unit, settings):
+            file.write(minhash.signature(minhash.of_words(d.text)).astype("<u4").tobytes())
+        sync(file)
+    os.replace(part, path)
 
 
 def write_tokens(unit: Unit, settings: dict[str, Any], words: wording.Words, folder: Path, limit: int = 0) -> dict[str, Any]:

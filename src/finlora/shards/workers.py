@@ -26,10 +26,12 @@ REQUEST, TOKENIZER = "request.json", "tokenizer.json"
 
 
 def run(order: dict[str, Any], settings: dict[str, Any], words: wording.Words, folder: Path) -> None:
-    """One order: {"do": "hash" or "tokens", "unit": a Unit taken apart, "limit": tokens}."""
+    """One order: {"do": "hash", "sign" or "tokens", "unit": a Unit taken apart, "limit": tokens}."""
     unit = Unit.from_dict(order["unit"])
     if order["do"] == "hash":
         units.hash_texts(unit, settings, folder)
+    elif order["do"] == "sign":
+        units.sign_texts(unit, settings, folder)
     else:
         units.write_tokens(unit, settings, words, folder, order["limit"])
 
