@@ -615,6 +615,7 @@ def test_pretraining_from_nothing(refused, home):
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=80", wanted=["cannot be reached", "at most"])
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.compression=2", "--set", "structure.keep=0.5", wanted=["structure.keep = 0.5 and structure.compression = 2.0 in run.toml both set the ranks"])
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.rank=4", "--set", "structure.keep=0.5", wanted=["structure.keep = 0.5 and structure.rank = 4 in run.toml both set the ranks"])
+    refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.rank=4", "--set", "structure.rewarm=5", wanted=["structure.rewarm = 5 has no effect without refactor"])
     refused(*shape, "--set", "structure.keep=0.5", wanted=["leaves the linears as they are"])
     refused(*shape, "--set", "structure.kind=lowrank", "--set", "structure.guided=0.5", "--set", "train.patience=2", "--set", "data.validation=0.1", wanted=["keep its guide"])
     refused(*shape, "--set", "data.join=true", wanted=["without data.shards"])

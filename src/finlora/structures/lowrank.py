@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs._choices import check_choices
+from ..errors import FinloraError
 from ..seam import Stats, Structure, ones
 from . import _factors
 
@@ -69,6 +70,8 @@ class LowRank:
         _factors.check_number("frobenius", self.frobenius, 0, False, hint)
         _factors.check_whole("refactor", self.refactor, 0, "0 never does it; 200 to 1000 is usual")
         _factors.check_whole("rewarm", self.rewarm, 0, "0 goes on at the full rate; 5 to 50 is usual")
+        if self.rewarm != type(self).rewarm and not self.refactor:
+            raise FinloraError(f"rewarm = {self.rewarm} has no effect without refactor", "set refactor too (200 to 1000 is usual), or leave rewarm out")
 
     @property
     def every(self) -> int:
