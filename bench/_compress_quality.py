@@ -4,6 +4,7 @@
 
     svd, asvd, svd_llm, swift    the same share of every linear
     swift, spectrum              ranks where they take most error
+    swift, search                ranks by the allocation that does best on a tenth of the text calibrated on
     ... healed full              all weights trained on: factors, embeddings, norms
     ... healed lora              LoRA over each factor, folded into it afterwards
 
@@ -63,8 +64,9 @@ class Arm:
         return f"{self.decomposition}{ranks}{f', healed {self.healed}' if self.healed else ''}"
 
 
-PLAIN = (Arm("svd"), Arm("asvd"), Arm("svd_llm"), Arm("swift"), Arm("swift", "spectrum"))
-HEALED = (Arm("swift", "spectrum", "full"), Arm("swift", "spectrum", "lora"))
+PLAIN = (Arm("svd"), Arm("asvd"), Arm("svd_llm"), Arm("swift"), Arm("swift", "spectrum"), Arm("swift", "search"))
+HEALED = (Arm("swift", "spectrum", "full"), Arm("swift", "spectrum", "lora"), Arm("swift", "search", "full"))
+HELD = {"search": 0.1}  # share of the calibration's text that an allocation wants held out
 
 
 @dataclass
@@ -252,7 +254,7 @@ def compressed(args: argparse.Namespace, home: Path, folder: str, keep: float, a
     cell.folder, file = str(out / "model"), out / "compress.json"
     settings = Compress(
         model=folder, out=str(out), text=(str(text),), keep=keep, decomposition=arm.decomposition, allocation=arm.allocation, tokens=args.tokens,
-        row_tokens=args.row_tokens, validation=0.0, dtype="float32", device="cpu", overwrite=True,
+        row_tokens=args.row_tokens, validation=HELD.get(arm.allocation, 0.0), dtype="float32", device="cpu", overwrite=True,
     )  # fmt: skip
     if not file.exists():
         print(f"  compress {cell.label}", flush=True)

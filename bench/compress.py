@@ -1,11 +1,11 @@
 """Compression of pretrained models: what each decomposition costs a model at several sizes, what healing gives back, and decomposing in parallel.
 
-    python bench/compress.py --text train.jsonl --val val.jsonl --data DIR --train-gpt2 1500
+    python bench/compress.py --text train.jsonl --val val.jsonl --data DIR --model finlora/base runs/gpt2_4m/model
     python bench/compress.py --part parallel                                       # needs no data
     python bench/compress.py --toy --work runs/toy --out /dev/null                 # only shows that all of it runs
 
     quality    every model, dense and with `--keeps` of its linears' parameters: SVD, ASVD, SVD-LLM, Swift-SVD with the same share
-               everywhere and with ranks by spectrum, the last also healed (its factors trained whole, or by LoRA over the factors).
+               everywhere, with ranks by spectrum and by search, the last two also healed (factors trained whole, or by LoRA over them).
                Told: nats a token on held-out text with intervals over documents, paired by document; and the accuracy on a task
                after a short LoRA over each model, paired by item.  See _compress_quality.py.
     parallel   a Llama of random weights decomposed by one process and by two, in turns.  See _compress_parallel.py.

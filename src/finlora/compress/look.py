@@ -6,8 +6,10 @@ Shapes: x, y (B, T, D), what goes into a block and what comes out of it.
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,9 +21,6 @@ from ..errors import FinloraError
 from ..text import Tokens, document
 from ..weights import DTYPES, open_checkpoint
 from .settings import Compress
-
-SPREAD = 16  # no document gives more than one part in so many of the text, while there are others
-
 
 def blocks_of(names: Iterable[str]) -> dict[str, list[str]]:
     """{block: its linears} in the model's order; a linear outside all blocks is a block of its own."""
@@ -65,25 +64,32 @@ def texts(settings: Compress, tokenizer: Any, length: int) -> tuple[list[Tokens]
 
 
 def _read(found: Sequence[Document], tokenizer: Any, length: int, most: int) -> list[Tokens]:
-    """Rows of the documents in their order until there are `most` tokens; long ones give a part first, the rest if need be."""
-    out: list[Tokens] = []
-    later: list[Tokens] = []
-    part, tokens = max(1, most // SPREAD // length), 0
+    """Rows of the documents, `most` tokens in all: one drawn row of each in their order, then, if need be, the others in rounds.
 
-    def take(cut: Sequence[Tokens]) -> None:
+    A sample of few long documents measures those: sixteen rows each of 16 in place of one each of 246 cost the embedded base
+    0.1 nats a token elsewhere, and draws then differed by 0.23 where they now differ by 0.03.
+    """
+    out: list[Tokens] = []
+    later: list[list[Tokens]] = []
+    tokens = 0
+
+    def take(row: Tokens) -> bool:
         nonlocal tokens
-        for t in cut:
-            if tokens < most:
-                out.append(t)
-                tokens += len(t.ids) - 1
+        out.append(row)
+        tokens += len(row.ids) - 1
+        return tokens >= most
 
     for d in found:
-        cut = [t for t in pieces(document(d.text, tokenizer, f"{d.source}/{d.id}"), length) if len(t.ids) > 1]
-        take(cut[:part])
-        later += cut[part:]
-        if tokens >= most:
+        name = f"{d.source}/{d.id}"
+        cut = [t for t in pieces(document(d.text, tokenizer, name), length) if len(t.ids) > 1]
+        random.Random(name).shuffle(cut)
+        if cut and take(cut[0]):
             return out
-    take(later)
+        later.append(cut[1:])
+    for rows in zip_longest(*later):
+        for row in rows:
+            if row is not None and take(row):
+                return out
     return out
 
 
