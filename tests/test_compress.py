@@ -5,20 +5,23 @@ import math
 import re
 import shutil
 import sys
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from finlora import data, restructure
 from finlora import model as models
-from finlora import restructure
 from finlora.calibrate import collect
 from finlora.compress import Compress, compress, look
 from finlora.compress.look import texts
+from finlora.corpus import Document
 from finlora.decompose import _allocate, _shared
 from finlora.errors import FinloraError
 from finlora.registry import names, pick
 from finlora.seam import Stats
+from finlora.text import document
 from finlora.train import mean_nats
 
 WORDS = "net sales rose fell profit quarter guidance costs orders dividend share price first board expects decline".split()
@@ -333,6 +336,20 @@ def test_held_out_documents_are_whole_and_the_seed_draws_them(base, text, tokeni
     assert {r.id.split("/")[0] for r in only[0]} == {"odd"}
     own = look.texts(settings(base, text, "x", tokens=100_000, val_text=(text,)), tokenizer, 32)
     assert len(ids(own[0])) == 40 and ids(own[1]) <= ids(own[0]), "text to measure on of its own leaves all of the other to calibrate on"
+
+
+def test_every_document_gives_a_row_before_one_gives_two(tokenizer):
+    words = ["sales", "profit", "costs", "guidance", "dividend", "orders"]
+    found = [Document(str(k), "s", " ".join(words[(k + n * n) % 6] for n in range(20 * (1 + k % 7)))) for k in range(30)]
+    all_ = look._read(found, tokenizer, 16, 10**6)
+    of = {d.id: [t for t in all_ if t.id.rpartition(":")[0] == f"s/{d.id}"] for d in found}
+    wanted = [t for rows in zip_longest(*of.values()) for t in rows if t is not None]  # nothing let go on the way
+    assert len(wanted) == len(all_) > 100 and len({len(rows) for rows in of.values()}) > 3
+    for most in (1, 300, 500, 700, 900, 1200, 10**6):
+        got = look._read(found, tokenizer, 16, most)
+        assert [t.ids for t in got] == [t.ids for t in wanted[: len(got)]]
+        assert sum(len(t.ids) - 1 for t in got[:-1]) < most and (len(got) == len(wanted) or sum(len(t.ids) - 1 for t in got) >= most)
+    assert any(t.ids != data.pieces(document(d.text, tokenizer, "x"), 16)[0].ids for d, t in zip(found, wanted)), "not all begin a document"
 
 
 def test_of_a_single_document_the_last_rows_are_held_out(base, tokenizer, tmp_path):

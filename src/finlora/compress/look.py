@@ -22,6 +22,7 @@ from ..text import Tokens, document
 from ..weights import DTYPES, open_checkpoint
 from .settings import Compress
 
+
 def blocks_of(names: Iterable[str]) -> dict[str, list[str]]:
     """{block: its linears} in the model's order; a linear outside all blocks is a block of its own."""
     out: dict[str, list[str]] = {}
@@ -71,26 +72,34 @@ def _read(found: Sequence[Document], tokenizer: Any, length: int, most: int) -> 
     """
     out: list[Tokens] = []
     later: list[list[Tokens]] = []
-    tokens = 0
-
-    def take(row: Tokens) -> bool:
-        nonlocal tokens
-        out.append(row)
-        tokens += len(row.ids) - 1
-        return tokens >= most
-
+    tokens = kept = 0
     for d in found:
         name = f"{d.source}/{d.id}"
         cut = [t for t in pieces(document(d.text, tokenizer, name), length) if len(t.ids) > 1]
         random.Random(name).shuffle(cut)
-        if cut and take(cut[0]):
+        out += cut[:1]
+        tokens += sum(len(t.ids) - 1 for t in cut[:1])
+        if tokens >= most:
             return out
         later.append(cut[1:])
+        kept += sum(len(t.ids) - 1 for t in cut[1:])
+        if kept > 2 * most:  # what no round would reach is not held
+            later = _rounds(later, most)
+            kept = sum(len(t.ids) - 1 for rows in later for t in rows)
+    later = _rounds(later, most - tokens)
+    return out + [row for rows in zip_longest(*later) for row in rows if row is not None]
+
+
+def _rounds(later: Sequence[Sequence[Tokens]], most: int) -> list[list[Tokens]]:
+    """Of each document's rows those that are taken when all give one in turn until there are `most` tokens."""
+    taken: list[list[Tokens]] = [[] for _ in later]
+    tokens = 0
     for rows in zip_longest(*later):
-        for row in rows:
-            if row is not None and take(row):
-                return out
-    return out
+        for mine, row in zip(taken, rows):
+            if row is not None and tokens < most:
+                mine.append(row)
+                tokens += len(row.ids) - 1
+    return taken
 
 
 def short(rows: Sequence[Tokens], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
