@@ -323,6 +323,8 @@ def test_folder_that_is_no_model(refused, home):
         wanted=["model.name: `data` is not a model folder, it has no config.json"],
     )
     refused("finetune", "run.toml", "--set", "model.name=./none", wanted=["model.name: there is no folder `./none`"])
+    shutil.copytree(home / "toy", home / "run" / "model")
+    refused("generate", "Sales", "-m", "run", wanted=["`run` is not a model folder", "lies in run/model: name that"])
     (home / "toy" / "config.json").write_text('{"half": ', encoding="utf-8")
     refused("finetune", "run.toml", wanted=["config.json is not a model's configuration"])
     (home / "toy" / "model.safetensors").unlink()

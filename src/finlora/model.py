@@ -270,7 +270,8 @@ def locate(name: str, online: bool = False) -> str:
             raise FinloraError(f"model.name: `{name}` is no local folder, and finlora is offline", "to fetch it from the hub write model.online = true")
         return name
     if not (folder / "config.json").is_file():
-        raise FinloraError(f"model.name: `{name}` is not a model folder, it has no config.json", "name the folder that save_pretrained wrote")
+        hint = f"the run's model lies in {folder / 'model'}: name that" if (folder / "model" / "config.json").is_file() else "name the folder that save_pretrained wrote"
+        raise FinloraError(f"model.name: `{name}` is not a model folder, it has no config.json", hint)
     if not list(folder.glob("*.safetensors")):
         pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
         if pickles:
